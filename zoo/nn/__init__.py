@@ -1,0 +1,1 @@
+"""Layers shared by every family: attention, residual blocks, resampling, embeddings. Knows no family."""

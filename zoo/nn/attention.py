@@ -1,0 +1,97 @@
+"""The one attention function of the zoo, and the two modules made of it.
+
+Which kernel computes it is decided here, once, per device, dtype and need of gradients; parameters stay plain
+`nn.Linear`, whatever kernel runs, so that adapters can name them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+CHUNK = 1024  # queries whose scores are held at a time on the CPU in bfloat16
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, upcast: bool = False) -> Tensor:
+    """softmax(q k' / sqrt(width)) v, by the kernel that is fastest where it runs.
+
+    Args:
+        q: queries [batch, heads, queries, width].
+        k, v: keys and values [batch, heads, keys, width].
+        mask: True where a query may look, broadcastable to [batch, heads, queries, keys]; a query that may look
+            nowhere gets the mean of all values.
+        upcast: hold the scores in float32. Fused kernels always do; the plain path does it when asked.
+    """
+    bias = None
+    if mask is not None:
+        # Half the lowest number rather than minus infinity: a fully masked row stays finite.
+        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min / 2)
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, bias)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _plain(q, k, v, bias, upcast)  # the backward pass of the fused kernel is slow on CPUs
+    if q.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, bias)
+    chunks = q.split(CHUNK, dim=2)
+    biases = [bias] * len(chunks) if bias is None or bias.shape[-2] == 1 else bias.split(CHUNK, dim=-2)
+    return torch.cat([_plain(part, k, v, b, upcast) for part, b in zip(chunks, biases, strict=True)], dim=2)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, upcast: bool) -> Tensor:
+    """Attention in three separate operations, which also autocasts and differentiates as such."""
+    q = q * q.shape[-1] ** -0.5
+    if upcast:
+        with torch.autocast(q.device.type, enabled=False):
+            scores = q.float() @ k.float().transpose(-1, -2)
+    else:
+        scores = q @ k.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens x [batch, tokens, width] to a context [batch, keys, context_width], or to themselves."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        head_width: int,
+        context_width: int | None = None,
+        bias: bool = False,
+        upcast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads, self.upcast = heads, upcast
+        inner, source = heads * head_width, width if context_width is None else context_width
+        self.to_q = nn.Linear(width, inner, bias=bias)
+        self.to_k = nn.Linear(source, inner, bias=bias)
+        self.to_v = nn.Linear(source, inner, bias=bias)
+        self.to_out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """`mask` [batch, keys] is True for the keys that may be looked at."""
+        source = x if context is None else context
+        q, k, v = (
+            rearrange(t, "b n (h d) -> b h n d", h=self.heads)
+            for t in (self.to_q(x), self.to_k(source), self.to_v(source))
+        )
+        mask = None if mask is None else rearrange(mask, "b n -> b 1 1 n")
+        return self.to_out(rearrange(attend(q, k, v, mask, upcast=self.upcast), "b h n d -> b n (h d)"))
+
+
+class ImageAttention(nn.Module):
+    """Self-attention of the pixels of a feature map [batch, channels, height, width], with GroupNorm and a residual."""
+
+    def __init__(self, channels: int, *, heads: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps)
+        self.attention = Attention(channels, heads=heads, head_width=channels // heads, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        return x + rearrange(self.attention(tokens), "b (h w) c -> b c h w", h=x.shape[2])
