@@ -1,0 +1,175 @@
+"""What the parts of a text-to-image system exchange: data and protocols, no behaviour.
+
+    prompts --TextEncoder--> TextFeatures --Generator--> Representation --Decoder--> images
+
+Shapes are written [batch, ...]. A *space* names the trained space a tensor lives in: a fingerprint of the weights that
+define it. Two encoders of equal width are still two spaces, and `zoo.pipeline.Pipeline` refuses to join them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor
+
+Kind: TypeAlias = Literal["latent", "pixels", "clip_image"]
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Encoded prompts: tokens [batch, length, width], mask [batch, length] (True = attend) or None, pooled [batch, width] or None."""
+
+    tokens: Tensor
+    mask: Tensor | None
+    pooled: Tensor | None
+    space: str
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What a generator makes: data [batch, ...] of one kind, in one space."""
+
+    data: Tensor
+    kind: Kind
+    space: str
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a network is fed beside the noisy input and the time: the only ports there are."""
+
+    tokens: Tensor | None = None  # [batch, length, width], attended to
+    mask: Tensor | None = None  # [batch, length], True = attend
+    vector: Tensor | None = None  # [batch, width], joined with the time embedding
+    concat: Tensor | None = None  # [batch, channels, height, width], joined with the noisy input
+    augmentation: Tensor | None = None  # [batch], noise level of `concat` in [0, 1]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One call of a denoiser: the clean estimate, the network's raw output, and its log variance if it learns one."""
+
+    x0: Tensor
+    raw: Tensor
+    log_variance: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a sampler: its index, the time it left [0, 1000), the state it reached and the clean estimate it used."""
+
+    index: int
+    t: float
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one diffusion stage is sampled. Lower `steps` is faster; `guidance` 1 means off."""
+
+    steps: int = 20
+    sampler: str = "dpmpp_2m"
+    spacing: str = "trailing"
+    guidance: float = 1.0
+    rescale: float = 0.0  # 0 off, 0.7 as published (arXiv 2305.08891)
+    interval: tuple[float, float] | None = None  # sigma/alpha range in which guidance acts (arXiv 2404.07724)
+    threshold: float | None = None  # None off, 1.0 static clipping, below 1 the quantile of dynamic thresholding
+    eta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Init:
+    """Start from a given representation instead of pure noise.
+
+    `strength` in (0, 1] is the share of the noise schedule that is walked (1 forgets the start). With a `mask`
+    [batch, 1, height, width] in [0, 1], only where it is 1 is made anew.
+    """
+
+    data: Tensor
+    strength: float = 1.0
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """The text features a part produces or needs. `length` and `pooled` None: any, or none needed."""
+
+    width: int
+    space: str
+    length: int | None = None
+    pooled: int | None = None
+
+
+@dataclass(frozen=True)
+class RepresentationSpec:
+    """The representation a part produces or needs; `shape` without the batch, None where any size goes."""
+
+    kind: Kind
+    shape: tuple[int | None, ...]
+    space: str
+
+
+Observer: TypeAlias = Callable[[str, Step], bool | None]
+"""Called after each step with the stage's name; returning True stops that stage early with what it has."""
+
+
+class NoiseSource(Protocol):
+    """One stream of Gaussian noise per image, so that an image does not depend on the batch it is made in."""
+
+    def draw(self, stage: str, step: int, shape: Sequence[int]) -> Tensor:
+        """Noise of `shape` [batch, ...] on the CPU in float32; step -1 is the initial noise."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Prompts to features."""
+
+    @property
+    def produces(self) -> TextSpec: ...
+    def encode(self, prompts: Sequence[str]) -> TextFeatures: ...
+    def null(self, n: int) -> TextFeatures: ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Text features to a representation of the image."""
+
+    @property
+    def needs(self) -> TextSpec: ...
+    @property
+    def produces(self) -> RepresentationSpec: ...
+    def generate(
+        self,
+        text: TextFeatures,
+        null: TextFeatures,
+        noise: NoiseSource,
+        sampling: Sampling,
+        *,
+        size: tuple[int, int] | None = None,
+        init: Init | None = None,
+        observe: Observer | None = None,
+    ) -> Representation: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A representation to images [batch, 3, height, width] in [0, 1]."""
+
+    @property
+    def needs(self) -> RepresentationSpec: ...
+    @property
+    def needs_text(self) -> TextSpec | None: ...
+    def decode(
+        self,
+        representation: Representation,
+        text: TextFeatures,
+        null: TextFeatures,
+        noise: NoiseSource,
+        sampling: Sequence[Sampling] = (),
+        *,
+        observe: Observer | None = None,
+    ) -> Tensor: ...
