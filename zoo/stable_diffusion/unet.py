@@ -1,0 +1,258 @@
+"""The U-Net of latent diffusion, which looks at the text by cross-attention (arXiv 2112.10752).
+
+    stem        3x3 convolution
+    down        per level: residual blocks, each followed by a transformer where the level has attention; downsample
+    middle      residual block, transformer, residual block
+    up          per level, coarsest first: one residual block more, each after joining a skip of `down`; upsample
+    head        GroupNorm, SiLU, 3x3 convolution
+
+The time becomes one vector, computed once and added in every residual block; the text is attended to in every
+transformer. Other inputs come by two more ports: channels joined with the noisy input (inpainting, depth, upscaling)
+and a vector, or a noise level, joined with the time.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from zoo.interface import Conditioning
+from zoo.nn.embeddings import VectorEmbedding, sinusoidal
+from zoo.nn.resampling import Downsample, Upsample
+from zoo.nn.resnet import ResidualBlock
+from zoo.nn.transformer import SpatialTransformer
+
+
+class UNetConfig(BaseModel):
+    """The shape of a U-Net; the defaults are Stable Diffusion 1's (860M parameters). "Per level" runs finest first.
+
+    Where a number or one number per level is allowed, a single one holds for all levels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    in_channels: int = 4  # of the noisy input and the concatenated channels together
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # per level; each further level halves the size
+    blocks: int | tuple[int, ...] = 2  # residual blocks of a level going down; going up it has one more
+    attention: tuple[bool, ...] = (True, True, True, False)  # per level: has it transformers?
+    depth: int | tuple[int, ...] = 1  # blocks of a level's transformers; the middle takes the last level's
+    heads: int | tuple[int, ...] = 8  # attention heads per level, unless head_width is given
+    head_width: int | None = None  # channels of one head
+    context_width: int = 768  # of the text tokens
+    linear_projection: bool = False  # around the transformers: linear layers, or 1x1 convolutions
+    only_cross_attention: bool | tuple[bool, ...] = False  # per level: both attentions look at the text
+    upcast_attention: bool = False  # attention scores in float32 also when computing in half precision
+    vector_width: int | None = None  # of the vector joined with the time, if there is one
+    augmentation_levels: int | None = None  # learned vectors for that many levels of `Conditioning.augmentation`
+    groups: int = 32  # of every GroupNorm
+    eps: float = 1e-5  # of every GroupNorm outside the transformers
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> UNetConfig:
+        levels = len(self.channels)
+        for name in ("blocks", "attention", "depth", "heads", "only_cross_attention"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(f"{name}={value} has {len(value)} entries, but channels={self.channels} has {levels}")
+        for level, channels in enumerate(self.channels):
+            if channels % self.groups:
+                raise ValueError(f"channels={self.channels} must all be multiples of groups={self.groups}")
+            attends = self.attention[level] or level == levels - 1  # the middle works at the last level's width
+            if attends and channels % (self.head_width or self.at(self.heads, level)):
+                raise ValueError(
+                    f"the {channels} channels of level {level} do not divide into heads: "
+                    f"heads={self.heads}, head_width={self.head_width}"
+                )
+        return self
+
+    @staticmethod
+    def at(per_level: int | tuple[int, ...], level: int) -> int:
+        """The entry of an option for a level."""
+        return per_level[level] if isinstance(per_level, tuple) else per_level
+
+    @property
+    def downsampling(self) -> int:
+        """Height and width of the input must be multiples of this."""
+        return int(2 ** (len(self.channels) - 1))
+
+    def residual(self, in_channels: int, out_channels: int) -> ResidualBlock:
+        """A residual block with this U-Net's norms and time port."""
+        time_width = 4 * self.channels[0]
+        return ResidualBlock(in_channels, out_channels, groups=self.groups, eps=self.eps, time_width=time_width)
+
+    def transformer(self, level: int, *, only_cross: bool) -> SpatialTransformer:
+        """A transformer of a level's width, heads and depth."""
+        channels = self.channels[level]
+        return SpatialTransformer(
+            channels,
+            heads=channels // self.head_width if self.head_width else self.at(self.heads, level),
+            depth=self.at(self.depth, level),
+            context_width=self.context_width,
+            groups=self.groups,
+            linear_projection=self.linear_projection,
+            only_cross=only_cross,
+            upcast=self.upcast_attention,
+        )
+
+
+class UNet(nn.Module):
+    """Noisy latents [batch, channels, height, width] and times to the network's output [batch, out_channels, ..]."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, last = config.channels, len(config.channels) - 1
+        time_width = 4 * widths[0]
+
+        self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time = VectorEmbedding(widths[0], time_width)
+        self.vector = None if config.vector_width is None else VectorEmbedding(config.vector_width, time_width)
+        self.augmentation = (
+            None if config.augmentation_levels is None else nn.Embedding(config.augmentation_levels, time_width)
+        )
+
+        self.down = nn.ModuleList()
+        channels, skips = widths[0], [widths[0]]  # skips: the widths of what `down` hands to `up`, in order
+        for level, width in enumerate(widths):
+            blocks = config.at(config.blocks, level)
+            self.down.append(Level(config, level, [channels] + [width] * (blocks - 1)))
+            skips += [width] * blocks
+            if level < last:
+                self.down[-1].resample = Downsample(width)
+                skips.append(width)
+            channels = width
+
+        self.middle = Middle(config)
+
+        self.up = nn.ModuleList()
+        for level in range(last, -1, -1):
+            width, blocks = widths[level], config.at(config.blocks, level) + 1
+            inputs = [(channels if block == 0 else width) + skips.pop() for block in range(blocks)]
+            self.up.append(Level(config, level, inputs))
+            if level > 0:
+                self.up[-1].resample = Upsample(width)
+            channels = width
+
+        self.norm = nn.GroupNorm(config.groups, widths[0], config.eps)
+        self.head = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """One evaluation, in the precision of the parameters; the output has the precision of `x`.
+
+        Args:
+            x: noisy latents [batch, channels, height, width].
+            t: times [batch] in [0, 1000), integer or fractional.
+            conditioning: `tokens` always; `concat`, `vector` and `augmentation` if this network was built for them.
+
+        Raises:
+            ValueError: if an input is missing, not asked for, or of the wrong shape.
+        """
+        self._check(x, t, conditioning)
+        dtype = self.stem.weight.dtype
+        assert conditioning.tokens is not None  # checked
+        text, mask = conditioning.tokens.to(dtype), conditioning.mask
+        h = x if conditioning.concat is None else torch.cat([x, conditioning.concat.to(x.dtype)], dim=1)
+
+        time = silu(self._embed(t, conditioning, dtype))
+        h = self.stem(h.to(dtype))
+        skips = [h]
+        for level in self.down:
+            for block, transformer in level.stages():
+                h = block(h, time)
+                h = h if transformer is None else transformer(h, text, mask)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h)
+                skips.append(h)
+        h = self.middle(h, time, text, mask)
+        for level in self.up:
+            for block, transformer in level.stages():
+                h = block(torch.cat([h, skips.pop()], dim=1), time)
+                h = h if transformer is None else transformer(h, text, mask)
+            if level.resample is not None:
+                h = level.resample(h)
+        return self.head(silu(self.norm(h))).to(x.dtype)
+
+    def _embed(self, t: Tensor, conditioning: Conditioning, dtype: torch.dtype) -> Tensor:
+        """The time, and what is joined with it, as one vector [batch, time_width]."""
+        c = self.config
+        waves = sinusoidal(t, c.channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
+        time: Tensor = self.time(waves.to(dtype))
+        if self.vector is not None and conditioning.vector is not None:
+            time = time + self.vector(conditioning.vector.to(dtype))
+        if self.augmentation is not None and conditioning.augmentation is not None:
+            levels = self.augmentation.num_embeddings
+            time = time + self.augmentation((conditioning.augmentation * levels).round().long().clamp(0, levels - 1))
+        return time
+
+    def _check(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> None:
+        c, tokens, concat = self.config, conditioning.tokens, conditioning.concat
+        if x.ndim != 4 or x.shape[2] % c.downsampling or x.shape[3] % c.downsampling:
+            raise ValueError(
+                f"the input has shape {list(x.shape)}; this U-Net needs [batch, channels, height, width] with height and "
+                f"width multiples of {c.downsampling}"
+            )
+        batch = x.shape[0]
+        extra = 0 if concat is None else concat.shape[1]
+        if x.shape[1] + extra != c.in_channels:
+            raise ValueError(
+                f"the input has {x.shape[1]} channels and Conditioning.concat {extra}; "
+                f"this U-Net needs {c.in_channels} in all"
+            )
+        if concat is not None and (concat.shape[0] != batch or concat.shape[2:] != x.shape[2:]):
+            raise ValueError(f"Conditioning.concat has shape {list(concat.shape)}, the input {list(x.shape)}: they differ")
+        if t.shape != (batch,):
+            raise ValueError(f"the times have shape {list(t.shape)}; one per input is needed: [{batch}]")
+        if tokens is None:
+            raise ValueError("Conditioning.tokens is missing: this U-Net attends to text [batch, length, width]")
+        if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != c.context_width:
+            raise ValueError(
+                f"Conditioning.tokens has shape {list(tokens.shape)}; this U-Net needs [{batch}, length, {c.context_width}]"
+            )
+        if conditioning.mask is not None and conditioning.mask.shape != tokens.shape[:2]:
+            raise ValueError(f"Conditioning.mask has shape {list(conditioning.mask.shape)}, not {list(tokens.shape[:2])}")
+        self._check_port("vector", conditioning.vector, None if self.vector is None else (batch, c.vector_width or 0))
+        self._check_port("augmentation", conditioning.augmentation, None if self.augmentation is None else (batch,))
+
+    @staticmethod
+    def _check_port(name: str, given: Tensor | None, needed: tuple[int, ...] | None) -> None:
+        found = None if given is None else tuple(given.shape)
+        if found != needed:
+            raise ValueError(f"Conditioning.{name} has shape {found}; this U-Net was built for {needed} (None: no such port)")
+
+
+class Level(nn.Module):
+    """The blocks of one size: residual blocks, their transformers if the level has attention, the way to the next size."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: list[int]) -> None:
+        super().__init__()
+        only_cross = config.only_cross_attention
+        only_cross = only_cross[level] if isinstance(only_cross, tuple) else only_cross
+        self.blocks = nn.ModuleList(config.residual(channels, config.channels[level]) for channels in in_channels)
+        self.transformers = nn.ModuleList(
+            config.transformer(level, only_cross=only_cross) for _ in in_channels if config.attention[level]
+        )
+        self.resample: nn.Module | None = None
+
+    def stages(self) -> list[tuple[nn.Module, nn.Module | None]]:
+        """The residual blocks, each with the transformer that follows it."""
+        return list(zip(self.blocks, self.transformers or [None] * len(self.blocks), strict=True))
+
+
+class Middle(nn.Module):
+    """The coarsest part: residual block, transformer, residual block."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        last = config.channels[-1]
+        self.first = config.residual(last, last)
+        self.transformer = config.transformer(len(config.channels) - 1, only_cross=False)
+        self.second = config.residual(last, last)
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        return self.second(self.transformer(self.first(x, time), text, mask), time)
