@@ -1,0 +1,65 @@
+"""Training any part again from nothing: `zoo train recipes/<part>.toml`.
+
+One loop (`loop.py`) serves every part; a part says what it trains on in a `Task` (`task.py`) and in its own recipe type.
+Adding a part is adding one task and one line to `PARTS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.train.recipe import Recipe, RecipeError, nearest, read_toml, validate
+
+if TYPE_CHECKING:
+    from zoo.train.loop import Summary
+    from zoo.train.task import Task
+
+__all__ = ["PARTS", "RecipeError", "TrainingError", "run", "task_type"]
+
+PARTS = {
+    "vae": "zoo.train.vae:VaeTask",
+    "unet": "zoo.train.unet:UNetTask",
+    "clip": "zoo.train.clip:ClipTask",
+    "tokenizer": "zoo.train.tokenizer:TokenizerTask",
+}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message says at which step, why, and what to do."""
+
+
+def run(
+    path: str | Path, overrides: Sequence[str] = (), *, device: str | None = None, resume: bool = False
+) -> Summary:
+    """Train the part that a recipe names, and write its weights to `<out>/final`.
+
+    `overrides` are `key=value` with dotted keys (`optimiser.lr=1e-3`). `device` is "cpu", "cuda" or "cuda:N"; None takes
+    a GPU if there is one. With `resume`, the newest checkpoint in the output folder is continued.
+
+    Raises:
+        RecipeError: the recipe or an override is wrong.
+        TrainingError: the run cannot start, or its loss is not finite.
+    """
+    from zoo.train.loop import train
+
+    tree = read_toml(path, overrides)
+    kind = task_type(tree.get("part"))
+    return train(kind, validate(kind.recipe_type, tree), device=device, resume=resume)
+
+
+def task_type(part: object) -> type[Task[Recipe]]:
+    """The task class of a part.
+
+    Raises:
+        RecipeError: there is no such part.
+    """
+    if not isinstance(part, str):
+        raise RecipeError(f'the recipe does not say which part it trains: part = "..."; there are: {", ".join(PARTS)}')
+    if part not in PARTS:
+        raise RecipeError(f"no part {part!r}: {nearest(part, list(PARTS))}")
+    module, name = PARTS[part].split(":")
+    kind: type[Task[Recipe]] = getattr(importlib.import_module(module), name)
+    return kind

@@ -1,0 +1,137 @@
+"""Checkpoints: one safetensors file each, so that nothing is ever unpickled and one rename makes it whole.
+
+A file holds `model.*`, `ema.*` and `optimiser.<slot>.*` tensors, and the run's state as JSON in its header. Randomness
+is not in it: the batch and the noise of a step depend on (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoo.train.optimise import Ema
+
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands: steps done, seconds spent on them, and the recipe it ran under."""
+
+    step: int = 0
+    seconds: float = 0.0
+    recipe: str = ""
+
+
+def save(folder: Path, state: State, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> Path:
+    """Write the checkpoint of `state.step` and drop all but the newest two."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in ema.model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for slot, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser.{slot}.{name}"] = value
+    path = folder / f"step-{state.step:08d}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        # Two names of one tensor, and layouts such as channels-last, are no matter of safetensors: it wants plain rows.
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(plain, temporary, metadata={"state": json.dumps(asdict(state))})
+    for old in found(folder)[KEEP:]:
+        old.unlink()
+    return path
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def load(path: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> State:
+    """Put a checkpoint back into a freshly built model, average and optimiser.
+
+    Raises:
+        ValueError: its tensors are not the ones that this model has; the message lists them.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+        state = State(**json.loads(file.metadata()["state"]))
+    _copy(path, _part(tensors, "model."), model.state_dict())
+    _copy(path, _part(tensors, "ema."), ema.model.state_dict())
+    slots = _part(tensors, "optimiser.")
+    for name, parameter in model.named_parameters():
+        mine = {key.removesuffix(f".{name}"): value for key, value in slots.items() if key.split(".", 1)[1] == name}
+        for slot, value in mine.items():
+            # Laid out in memory as the parameter is, or a resumed run would round differently.
+            like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+            optimiser.state[parameter][slot] = like.copy_(value)
+    return state
+
+
+def resume(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> State | None:
+    """Load the newest checkpoint that can be read whole; None if there is none."""
+    for path in found(folder):
+        try:
+            return load(path, model, ema, optimiser)
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            print(f"skipping {path}, which cannot be read: {error}", flush=True)
+    return None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, file or folder, that takes its place only when the block ends well.
+
+    Written data reach the disk before the rename does, so a power cut leaves the old one or the new one, never half.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        for written in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
+            if written.is_file():
+                _sync(written)
+        if temporary.is_dir():
+            _remove(path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        _remove(temporary)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _copy(path: Path, stored: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    wrong = sorted(stored.keys() ^ target.keys())
+    wrong += [name for name in stored.keys() & target.keys() if stored[name].shape != target[name].shape]
+    if wrong:
+        raise ValueError(
+            f"{path} was written by another model: {len(wrong)} tensors differ in name or shape, such as "
+            f"{', '.join(wrong[:5])}. Resume with the recipe it was trained with, or train into another folder (out=...)."
+        )
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(stored[name])

@@ -1,0 +1,137 @@
+"""What a run tells: a line of text, a progress bar, TensorBoard; and how it is asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+
+import torch
+from PIL import Image as PillowImage
+from torch import Tensor
+from tqdm import tqdm
+
+from zoo.train.checkpoint import State
+from zoo.train.recipe import Recipe
+from zoo.train.task import Image
+
+
+class Log:
+    """Scalars are gathered on the device and read once per line, so that a GPU is never waited for."""
+
+    def __init__(self, recipe: Recipe, state: State) -> None:
+        self._recipe = recipe
+        self._board = _board(recipe, state)
+        self._bar = tqdm(
+            total=recipe.steps, initial=state.step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._window: list[dict[str, float]] = []
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+    def add(self, step: int, metrics: dict[str, Tensor]) -> None:
+        """Remember the scalars of one step."""
+        self._pending.append((step, metrics))
+        self._bar.update()
+
+    def not_finite(self) -> int | None:
+        """The first step whose loss is not finite among those not looked at yet; None if all are."""
+        if not self._pending:
+            return None
+        steps = [step for step, _ in self._pending]
+        rows = [torch.stack([v.float() for v in metrics.values()]) for _, metrics in self._pending]
+        names = [list(metrics) for _, metrics in self._pending]
+        self._pending = []
+        values = [dict(zip(n, row.tolist(), strict=True)) for n, row in zip(names, rows, strict=True)]
+        self._window += values
+        return next((s for s, v in zip(steps, values, strict=True) if not math.isfinite(v["loss"])), None)
+
+    def line(self, state: State, rate: float, progress: float) -> int | None:
+        """Print and record the means since the last line; returns what `not_finite` does."""
+        bad = self.not_finite()
+        now = time.monotonic()
+        speed = len(self._window) * self._recipe.batch / (now - self._since)
+        names = {name: None for values in self._window for name in values}
+        means = {n: math.fsum(v[n] for v in self._window if n in v) / sum(n in v for v in self._window) for n in names}
+        images = state.step * self._recipe.batch
+        text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        self._print(
+            f"step {state.step}  images {images}  {text}  lr {rate:.3g}  {speed:.1f} images/s  "
+            f"{state.seconds / 60:.1f} min  {100 * progress:.1f} %"
+        )
+        self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed:.0f} images/s")
+        self._scalars(state.step, means | {"lr": rate, "images_per_second": speed})
+        self._window, self._since = [], now
+        return bad
+
+    def inspected(self, state: State, picture: Image | None, figures: dict[str, float]) -> None:
+        """Print figures of the averaged weights, and keep the picture in `samples/` and in TensorBoard."""
+        started = time.monotonic()
+        if figures:
+            self._print(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            self._scalars(state.step, {f"ema/{name}": value for name, value in figures.items()})
+        if picture is not None:
+            folder = self._recipe.folder / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            PillowImage.fromarray(picture).save(folder / f"{state.step:08d}.png")
+            if self._board is not None:
+                self._board.add_image("samples", picture, state.step, dataformats="HWC")
+        self._since += time.monotonic() - started
+
+    def _scalars(self, step: int, values: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def _print(self, text: str) -> None:
+        with tqdm.external_write_mode(sys.stdout):
+            print(text, flush=True)
+
+
+def _board(recipe: Recipe, state: State):  # type: ignore[no-untyped-def]  # SummaryWriter is untyped
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("tensorboard is not installed: only the lines here and samples/ are kept (pip install zoo[train])")
+        return None
+    return SummaryWriter(str(recipe.folder / "tensorboard"), purge_step=state.step or None)
+
+
+class StopSignals:
+    """Turns the first SIGTERM or Ctrl-C into `requested`; a second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+            for name in (signal.SIGTERM, signal.SIGINT):
+                self._before[name] = signal.signal(name, self._stop)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+        with contextlib.suppress(OSError):
+            print("stopping after this step, with a checkpoint", flush=True)
+
+    def _restore(self) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)  # type: ignore[arg-type]
+        self._before = {}

@@ -1,0 +1,52 @@
+"""The optimiser, its learning rate over a run, and the averaged copy of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from zoo.train.recipe import Optimiser
+
+
+def learning_rate(settings: Optimiser, step: int, progress: float) -> float:
+    """The rate of step `step` (from 0) at `progress` in [0, 1]: a linear warm-up counted in steps, then the decay."""
+    progress = min(max(progress, 0.0), 1.0)
+    share = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 + 0.5 * math.cos(math.pi * progress)}[settings.decay]
+    rise = min(1.0, (step + 1) / (settings.warmup + 1))
+    return settings.lr * rise * (settings.final + (1 - settings.final) * share)
+
+
+def adamw(settings: Optimiser, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) over the trained parameters; only matrices and kernels decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=True)
+
+
+class Ema:
+    """An exponential moving average of a model's weights, as a model of its own that is never trained.
+
+    The decay starts low, min(decay, (1 + step) / (10 + step)), so that the average forgets its random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the trained weights, after step `step` (from 0)."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        averaged = cast(list[Tensor], [mine for mine, _ in self._pairs])
+        torch._foreach_lerp_(averaged, [theirs.detach() for _, theirs in self._pairs], weight)
+        for mine, theirs in self._buffers:
+            mine.copy_(theirs)

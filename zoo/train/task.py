@@ -1,0 +1,73 @@
+"""What the training loop asks of a part: a model, batches, a loss, something to look at, and the weights to ship."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Generic, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.train.recipe import Recipe, RecipeT
+
+Batch: TypeAlias = dict[str, Tensor]
+Metrics: TypeAlias = dict[str, Tensor]
+Image: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
+
+
+class Task(ABC, Generic[RecipeT]):
+    """One part of a model as something to train. It holds data and frozen networks; the trained model is handed to it."""
+
+    recipe_type: ClassVar[type[Recipe]]
+
+    def __init__(self, recipe: RecipeT, device: torch.device) -> None:
+        self.recipe = recipe
+        self.device = device
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The model with its initial weights, in float32 on the CPU; the loop has seeded torch."""
+
+    @abstractmethod
+    def batch(self, step: int, rng: np.random.Generator) -> Batch:
+        """The batch of one step, on the CPU: a function of its arguments alone, so that a resumed run sees the same.
+
+        It is called ahead of time in another thread, and must not touch torch's global random state.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        """The scalar to minimise and detached scalars to log; runs under autocast, torch seeded for this step.
+
+        `progress` goes from 0 to 1 over the run.
+        """
+
+    def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
+        """A picture uint8 [height, width, 3] and figures that show how good the averaged weights are."""
+        return None, {}
+
+    @abstractmethod
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the finished part, with the averaged weights, into an empty folder."""
+
+    def compile(self, model: nn.Module) -> None:
+        """Compile, in place, what `loss` calls."""
+        model.compile()
+
+
+def grid(images: Tensor, columns: int) -> Image:
+    """Images [batch, 3, height, width] in [-1, 1] as one picture, uint8 [rows*height, columns*width, 3]."""
+    images = images.detach().float().cpu().clamp(-1, 1)
+    missing = -len(images) % columns
+    images = torch.cat([images, images.new_ones(missing, *images.shape[1:])])
+    rows, height, width = len(images) // columns, images.shape[2], images.shape[3]
+    tiles = images.reshape(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2)
+    picture: Image = (tiles * 127.5 + 127.5).round().to(torch.uint8).reshape(rows * height, columns * width, 3).numpy()
+    return picture
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [batch, height, width, 3] to float [batch, 3, height, width] in [-1, 1]; the memory stays channels-last."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,148 @@
+"""Training the autoencoder (arXiv 2112.10752): L1, the L1 of image gradients, a small KL, and late a patch discriminator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from zoo.data.draw import render
+from zoo.data.scenes import random_scene
+from zoo.stable_diffusion.vae import VAE, VAEConfig
+from zoo.train.cache import SceneData, picked, scenes
+from zoo.train.recipe import Recipe
+from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
+
+FRESH = 256  # scenes that PSNR and latent scale are measured on, drawn from a seed that training does not use
+SHOWN = 16
+
+
+class VaeRecipe(Recipe):
+    """The recipe of an autoencoder."""
+
+    model: VAEConfig = VAEConfig()
+    data: SceneData = SceneData()
+    kl: float = Field(1e-4, ge=0)  # weight of the divergence per latent value, beside an L1 per pixel value
+    edges: float = Field(0.5, ge=0)  # weight of the L1 between horizontal and vertical differences
+    adversarial: float = Field(0.0, ge=0)  # weight of the discriminator's verdict; 0 trains none
+    adversarial_from: float = Field(0.8, ge=0, le=1)  # progress at which it sets in
+
+
+class Discriminator(nn.Module):
+    """A patch discriminator: images [batch, 3, height, width] to a verdict per overlapping patch of 22 pixels."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, width, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1),
+            nn.GroupNorm(8, 2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 1, 4, 1, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.body(images))
+
+
+class VaeTask(Task[VaeRecipe]):
+    """Batches of cached scenes; the trained model holds the VAE and, if asked for, its discriminator."""
+
+    recipe_type = VaeRecipe
+
+    def __init__(self, recipe: VaeRecipe, device: torch.device) -> None:
+        super().__init__(recipe, device)
+        self.scenes = scenes(recipe.data)
+        rng = np.random.default_rng([recipe.data.seed, 2**40])
+        fresh = np.stack([render(random_scene(rng), recipe.data.size) for _ in range(FRESH)])
+        self.fresh = to_float(torch.from_numpy(fresh))
+
+    def build(self) -> nn.Module:
+        parts: dict[str, nn.Module] = {"vae": VAE(self.recipe.model)}
+        if self.recipe.adversarial:
+            parts["discriminator"] = Discriminator()
+        return nn.ModuleDict(parts)
+
+    def compile(self, model: nn.Module) -> None:
+        vae = _vae(model)
+        vae.encoder.compile()
+        vae.decoder.compile()
+
+    def batch(self, step: int, rng: np.random.Generator) -> Batch:
+        rows = rng.integers(len(self.scenes), size=self.recipe.batch)
+        return {"images": torch.from_numpy(picked(self.scenes.images, rows))}
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        recipe, vae = self.recipe, _vae(model)
+        images = to_float(batch["images"])
+        posterior = vae.encode(images)
+        made = vae.decode(posterior.sample(torch.randn_like(posterior.mean))).float()
+        l1, edges = F.l1_loss(made, images), _edges(made, images)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = l1 + recipe.edges * edges + recipe.kl * kl
+        metrics = {"l1": l1, "edges": edges, "kl": kl}
+        if recipe.adversarial and progress >= recipe.adversarial_from:
+            judge = cast(nn.Module, model.get_submodule("discriminator"))
+            fooled, told = _duel(judge, images, made)
+            loss = loss + recipe.adversarial * fooled + told
+            metrics |= {"fooled": fooled, "told": told}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
+        vae = _vae(model)
+        images = self.fresh.to(self.device)
+        posteriors = [vae.encode(part) for part in images.split(64)]
+        made = torch.cat([vae.decode(posterior.mean) for posterior in posteriors]).float().clamp(-1, 1)
+        error = (made - images).square().flatten(1).mean(1)
+        psnr = 10 * torch.log10(4 / error.clamp(min=1e-10))
+        mean = torch.cat([posterior.mean for posterior in posteriors])
+        rows = torch.stack([images[:SHOWN], made[:SHOWN]], 1).flatten(0, 1)
+        figures = {"psnr": psnr.mean(), "l1": (made - images).abs().mean(), "latent_std": mean.std()}
+        return grid(rows, columns=8), {name: float(value) for name, value in figures.items()}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """config.json, with the factor that brings this VAE's latents to unit variance, and the weights in half precision."""
+        vae = _vae(model)
+        with torch.no_grad():
+            latents = torch.cat([vae.encode(part).mean for part in self.fresh.split(64)])
+        measured = {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
+        config = self.recipe.model.model_dump(mode="json") | measured
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        save_file({k: v.half().contiguous() for k, v in vae.state_dict().items()}, folder / "model.safetensors")
+
+
+def load(folder: str | Path, device: torch.device) -> VAE:
+    """The VAE that a training run exported, frozen, in float32."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    vae = VAE(VAEConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8")))
+    vae.load_state_dict(load_file(folder / "model.safetensors"))
+    return vae.to(device).requires_grad_(False).eval()
+
+
+def _vae(model: nn.Module) -> VAE:
+    return cast(VAE, model.get_submodule("vae"))
+
+
+def _edges(made: Tensor, images: Tensor) -> Tensor:
+    """L1 between the differences of neighbouring pixels: it keeps outlines sharp where plain L1 blurs them."""
+    error = made - images
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def _duel(judge: nn.Module, images: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+    """The generator's hinge loss, in which the judge's weights are constants, and the judge's own."""
+    constants = {name: parameter.detach() for name, parameter in judge.named_parameters()}
+    fooled = -functional_call(judge, constants, (made,)).float().mean()
+    real, fake = judge(images).float(), judge(made.detach()).float()
+    return fooled, F.relu(1 - real).mean() + F.relu(1 + fake).mean()
