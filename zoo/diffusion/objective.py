@@ -1,0 +1,95 @@
+"""The training objective: one loss for every denoiser, whatever it predicts and whatever its data are."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from zoo.diffusion.denoiser import Denoiser, Target, clean, target
+from zoo.diffusion.ports import choose
+from zoo.interface import Conditioning
+
+
+def loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    conditioning: Conditioning,
+    *,
+    null: Conditioning | None = None,
+    dropout: float = 0.1,
+    gamma: float | None = 5.0,
+    vlb_weight: float = 0.001,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Mean weighted squared error of the network's raw output for x0 [batch, ...] at random times, a scalar in float32.
+
+    null: what replaces the conditioning of a share `dropout` of the samples (one sample, or one per sample; ports it
+        leaves empty are never dropped); None drops nothing.
+    gamma: min-SNR weighting (arXiv 2303.09556); None weighs every time alike.
+    vlb_weight: weight of the variational bound that trains a learned variance (arXiv 2102.09672); unused without one.
+    generator: fixes times, noise and dropout; the same on every device if it is a CPU generator.
+
+    Raises:
+        ValueError: dropout outside [0, 1], gamma not above 0.
+    """
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is a share in [0, 1], got {dropout}")
+    if gamma is not None and not gamma > 0:
+        raise ValueError(f"gamma of the min-SNR weighting is above 0 (or None for uniform weights), got {gamma}")
+    batch, schedule = x0.shape[0], denoiser.schedule
+    source = x0.device if generator is None else generator.device
+    # Times are drawn and their weights found on the CPU in float64: a few numbers, and no wait for an accelerator.
+    t = torch.randint(schedule.steps, (batch,), generator=generator, device=source).cpu()
+    noise = torch.randn(x0.shape, generator=generator, device=source, dtype=torch.float32).to(x0)
+    if null is not None and dropout > 0:
+        drop = torch.rand(batch, generator=generator, device=source) < dropout
+        conditioning = choose(drop, null, conditioning)
+
+    alpha, sigma = denoiser.levels(t, x0)
+    x = alpha * x0 + sigma * noise
+    raw, values = denoiser(x, t, conditioning)
+    wanted = target(denoiser.prediction, x0, noise, alpha, sigma)
+    errors = (raw.float() - wanted.float()).square().flatten(1).mean(1)
+    if gamma is not None:
+        errors = errors * weights(denoiser, t, gamma).to(errors)
+    if values is not None:
+        estimate = clean(denoiser.prediction, raw.detach(), x, alpha, sigma)
+        log_variance = denoiser.log_variance(values, x, t)
+        assert log_variance is not None  # a denoiser that gives values has learned them
+        bound = variational_bound(denoiser, x0, x, estimate, log_variance, t)
+        errors = errors + vlb_weight * schedule.steps * bound.to(errors)
+    return errors.mean()
+
+
+def weights(denoiser: Denoiser, t: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights of the squared error of the raw output at integer times t [batch], float64 (arXiv 2303.09556).
+
+    min(SNR, gamma) is the weight on x0; an error in epsilon or v is one in x0 times SNR or SNR + 1. At pure noise the
+    weight is 1, so that a zero-terminal-SNR network is trained there at all.
+    """
+    snr = torch.exp(2 * denoiser.schedule.lambda_at(t))
+    on_x0 = snr.clamp(max=gamma)
+    per: dict[Target, Tensor | float] = {"x0": 1.0, "epsilon": snr, "v": snr + 1}
+    return torch.where(snr > 0, on_x0 / per[denoiser.prediction], 1.0)
+
+
+def variational_bound(
+    denoiser: Denoiser, x0: Tensor, x: Tensor, estimate: Tensor, log_variance: Tensor, t: Tensor
+) -> Tensor:
+    """Terms of the variational bound for the step t -> t - 1, in bits per element, [batch] (arXiv 2102.09672, L_vlb).
+
+    The divergence between the true posterior of x_{t-1} and the reverse step; for t = 0, where the posterior is a
+    point, the negative log density of x0 itself. Give `estimate` detached: the bound shall train the variance alone.
+    """
+    (alpha, sigma), (alpha_s, sigma_s) = denoiser.schedule.at(t), denoiser.schedule.at(t.double() - 1)
+    shape = (-1, *[1] * (x.dim() - 1))
+    # Both means share the part in x, so they differ by the weight on x0 times the error of the estimate.
+    weight = (alpha_s * (1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2)).to(x).view(shape)
+    true_log = denoiser.log_variance_bounds(t)[0].to(x).view(shape)
+    distance = (weight * (x0 - estimate)).square() * torch.exp(-log_variance)
+    divergence = 0.5 * (log_variance - true_log + torch.exp(true_log - log_variance) + distance - 1)
+    density = 0.5 * (log_variance + math.log(2 * math.pi) + distance)
+    first = (t == 0).to(x.device).view(shape)
+    return torch.where(first, density, divergence).flatten(1).mean(1) / math.log(2)
