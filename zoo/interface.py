@@ -19,7 +19,10 @@ Kind: TypeAlias = Literal["latent", "pixels", "clip_image"]
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Encoded prompts: tokens [batch, length, width], mask [batch, length] (True = attend) or None, pooled [batch, width] or None."""
+    """Encoded prompts.
+
+    tokens [batch, length, width]; mask [batch, length], True = attend, or None; pooled [batch, width] or None.
+    """
 
     tokens: Tensor
     mask: Tensor | None
@@ -58,7 +61,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampler: its index, the time it left [0, 1000), the state it reached and the clean estimate it used."""
+    """One step of a sampler: its index, the time it left, the state it reached and the clean estimate it used."""
 
     index: int
     t: float

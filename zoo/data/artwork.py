@@ -1,7 +1,8 @@
 """The sixteen objects as signed distance fields, so that fills, outlines and faces stay crisp at any size.
 
 An object is a list of parts painted in order. A part is a distance field over the square [-1, 1]^2 (y points down):
-negative inside, positive outside, in the same unit. Fields are evaluated once on a fixed raster and resampled when drawn.
+negative inside, positive outside, in the same unit. Fields are evaluated once on a fixed raster and resampled when
+drawn.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +25,7 @@ REACH = 1.3  # the raster covers [-REACH, REACH], so that outlines around the un
 
 @dataclass(frozen=True)
 class Part:
-    """One painted region. `paint` is body, shade, light (derived from the object's colour) or the name of a fixed accent.
+    """One painted region. `paint` is body, shade, light (made from the object's colour) or the name of a fixed accent.
 
     `line` is the relative width of its outline in the cartoon and sketch styles; 0 leaves it without one. A part that
     `yields` is left out where a face takes its place.
@@ -37,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Artwork:
-    """An object: its parts, the place of its face (x, y, half width), and where a cartoon highlight sits (x, y, radius)."""
+    """An object: its parts, where its face is (x, y, half width) and where a cartoon highlight is (x, y, radius)."""
 
     parts: tuple[Part, ...]
     face: tuple[float, float, float]
@@ -55,7 +57,7 @@ def disc(x: float, y: float, rx: float, ry: float | None = None) -> Field:
         a, b = (u - x) / rx, (v - y) / ry
         radius = np.sqrt(a * a + b * b)
         slope = np.sqrt((a / rx) ** 2 + (b / ry) ** 2) / np.maximum(radius, 1e-6)
-        return (radius - 1) / np.maximum(slope, 1e-6)
+        return ((radius - 1) / np.maximum(slope, 1e-6)).astype(np.float32)
 
     return field
 
@@ -74,7 +76,7 @@ def polygon(points: Sequence[tuple[float, float]], rounding: float = 0.0) -> Fie
             crosses = (ay > v) != (by > v)
             inside ^= crosses & (px < (v - ay) * ex / (ey if ey else 1e-9))
         distance = np.sqrt(best)
-        return np.where(inside, -distance, distance) - rounding
+        return (np.where(inside, -distance, distance) - rounding).astype(np.float32)
 
     return field
 
@@ -90,7 +92,7 @@ def stroke(points: Sequence[tuple[float, float]], width: float) -> Field:
 
     def field(u: Array, v: Array) -> Array:
         best = np.full(u.shape, np.inf, np.float32)
-        for (ax, ay), (bx, by) in zip(points, points[1:], strict=False):
+        for (ax, ay), (bx, by) in pairwise(points):
             ex, ey = bx - ax, by - ay
             along = np.clip(((u - ax) * ex + (v - ay) * ey) / (ex * ex + ey * ey), 0, 1)
             best = np.minimum(best, (u - ax - along * ex) ** 2 + (v - ay - along * ey) ** 2)
@@ -183,7 +185,9 @@ ARTWORK: dict[str, Artwork] = {
             Part("body", box(-0.72, -0.2, 0.72, 0.92, 0.05)),
             Part("shade", polygon([(0, -0.88), (0.92, -0.16), (-0.92, -0.16)], 0.06)),
             Part("wood", box(-0.18, 0.34, 0.18, 0.92, 0.04), 0.6, yields=True),
-            Part("glass", union(box(-0.58, 0.06, -0.28, 0.34, 0.03), box(0.28, 0.06, 0.58, 0.34, 0.03)), 0.6, yields=True),
+            Part(
+                "glass", union(box(-0.58, 0.06, -0.28, 0.34, 0.03), box(0.28, 0.06, 0.58, 0.34, 0.03)), 0.6, yields=True
+            ),
         ),
         (0, 0.3, 0.46),
         (-0.3, -0.42, 0.09),
@@ -200,7 +204,9 @@ ARTWORK: dict[str, Artwork] = {
         (-0.2, -0.62, 0.14),
     ),
     "flower": Artwork(
-        (Part("body", _petals(6, 0.58, 0.38)), Part("pollen", disc(0, 0, 0.36), 0.8)), (0, 0.0, 0.34), (-0.05, -0.72, 0.1)
+        (Part("body", _petals(6, 0.58, 0.38)), Part("pollen", disc(0, 0, 0.36), 0.8)),
+        (0, 0.0, 0.34),
+        (-0.05, -0.72, 0.1),
     ),
     "fish": Artwork(
         (
@@ -258,4 +264,4 @@ def raster(field: Field) -> Array:
     """The field on a RASTER x RASTER grid over [-REACH, REACH]^2, row = y."""
     ticks = ((np.arange(RASTER, dtype=np.float32) + 0.5) / RASTER * 2 - 1) * REACH
     u, v = np.meshgrid(ticks, ticks)
-    return field(u, v).astype(np.float32)
+    return field(u.astype(np.float32), v.astype(np.float32)).astype(np.float32)

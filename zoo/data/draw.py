@@ -81,7 +81,9 @@ class _Brush:
         matrix = (a, b, offset - a * centre_x - b * centre_y, c, d, offset - c * centre_x - d * centre_y)
         outside = 2.0
         image = Image.fromarray(raster(field))
-        moved = image.transform(self.shape, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=outside)
+        moved = image.transform(
+            self.shape, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=outside
+        )
         return np.asarray(moved) * scale
 
     def fill(self, distance: Array, colour: Array, opacity: float = 1.0) -> None:

@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says: one item `count` times, or two items and how the first lies to the second. None is left open."""
+    """What a caption says: one item `count` times, or two and how the first lies to the second. None is left open."""
 
     items: tuple[Item, ...]
     count: int = 1
@@ -65,9 +65,13 @@ class Description:
         """The inverse of `to_dict`. Raises ValueError naming the field and the allowed values."""
         unknown = set(data) - {"items", "count", "relation", "background", "style", "face"}
         if unknown:
-            raise ValueError(f"scene has unknown fields {sorted(unknown)}; allowed: items, count, relation, background, style, face")
+            raise ValueError(
+                f"scene has unknown fields {sorted(unknown)}; allowed: items, count, relation, background, style, face"
+            )
         if not isinstance(data.get("items"), list | tuple) or len(data["items"]) not in (1, 2):
-            raise ValueError("scene needs 'items': a list of one or two objects such as {'shape': 'car', 'colour': 'red'}")
+            raise ValueError(
+                "scene needs 'items': a list of one or two objects such as {'shape': 'car', 'colour': 'red'}"
+            )
         for item in data["items"]:
             if set(item) - {"shape", "colour", "size"}:
                 raise ValueError(f"item {item} has unknown fields; allowed: shape, colour, size")
@@ -83,7 +87,9 @@ class Description:
             raise ValueError("a scene with two items cannot have a count; name one item, or leave count out")
         if len(data["items"]) == 1 and data.get("relation"):
             raise ValueError("a relation needs two items")
-        return cls(items=tuple(Item(**item) for item in data["items"]), **{k: v for k, v in data.items() if k != "items"})
+        return cls(
+            items=tuple(Item(**item) for item in data["items"]), **{k: v for k, v in data.items() if k != "items"}
+        )
 
 
 def _check(name: str, value: object, allowed: Sequence[object], *, required: bool = False) -> None:
@@ -105,7 +111,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """A complete picture. `relation` is how the first of two objects lies to the second; None when they are alike or alone."""
+    """A complete picture. `relation` is how the first of two objects lies to the second; None if they are alike or alone."""
 
     objects: tuple[Placed, ...]
     background: str
@@ -115,11 +121,13 @@ class Scene:
 
     def describe(self) -> Description:
         """Everything a caption could say of this scene."""
-        common = {"background": self.background, "style": self.style, "face": self.face}
+        common: dict[str, Any] = {"background": self.background, "style": self.style, "face": self.face}
         if self.relation:
             return Description(tuple(Item(o.shape, o.colour) for o in self.objects), 1, self.relation, **common)
         first = self.objects[0]
-        size = None if len(self.objects) > 1 else next(s for s, (_, high) in SINGLE_SIZES.items() if first.extent <= high)
+        size = (
+            None if len(self.objects) > 1 else next(s for s, (_, high) in SINGLE_SIZES.items() if first.extent <= high)
+        )
         return Description((Item(first.shape, first.colour, size),), len(self.objects), **common)
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,8 +142,10 @@ class Scene:
 
 
 @cache
-def heldout(split: Literal["all", "dev", "test"] = "all") -> tuple[frozenset[tuple[str, str]], frozenset[frozenset[str]]]:
-    """Held-out (colour, shape) pairs and unordered shape pairs: all of them, or the first half (dev) or the second (test)."""
+def heldout(
+    split: Literal["all", "dev", "test"] = "all",
+) -> tuple[frozenset[tuple[str, str]], frozenset[frozenset[str]]]:
+    """Held-out (colour, shape) pairs and unordered shape pairs: all, or the first half (dev) or the second (test)."""
     data = json.loads(files("zoo.data").joinpath("heldout.json").read_text())
 
     def half(rows: list[list[str]]) -> list[list[str]]:
