@@ -96,7 +96,7 @@ def stroke(points: Sequence[tuple[float, float]], width: float) -> Field:
             ex, ey = bx - ax, by - ay
             along = np.clip(((u - ax) * ex + (v - ay) * ey) / (ex * ex + ey * ey), 0, 1)
             best = np.minimum(best, (u - ax - along * ex) ** 2 + (v - ay - along * ey) ** 2)
-        return np.sqrt(best) - width / 2
+        return (np.sqrt(best) - width / 2).astype(np.float32)
 
     return field
 

@@ -29,37 +29,24 @@ Rng: TypeAlias = np.random.Generator
 FULL_SHARE = 0.7  # full captions train far better than short ones (papers: PRX, arXiv 2310.00426)
 
 PLURAL = {"butterfly": "butterflies", "cross": "crosses", "fish": "fish"}
-ZH_SHAPE = dict(
-    zip(
-        SHAPES,
-        [
-            "圆形",
-            "正方形",
-            "三角形",
-            "星星",
-            "心形",
-            "圆环",
-            "十字",
-            "月亮",
-            "蝴蝶",
-            "汽车",
-            "房子",
-            "树",
-            "花",
-            "鱼",
-            "猫",
-            "蘑菇",
-        ],
-        strict=True,
-    )
-)
-ZH_MEASURE = dict(
-    zip(
-        SHAPES,
-        ["个", "个", "个", "颗", "颗", "个", "个", "个", "只", "辆", "座", "棵", "朵", "条", "只", "朵"],
-        strict=True,
-    )
-)
+ZH_OBJECT = {  # word and measure word
+    "circle": ("圆形", "个"),
+    "square": ("正方形", "个"),
+    "triangle": ("三角形", "个"),
+    "star": ("星星", "颗"),
+    "heart": ("心形", "颗"),
+    "ring": ("圆环", "个"),
+    "cross": ("十字", "个"),
+    "moon": ("月亮", "个"),
+    "butterfly": ("蝴蝶", "只"),
+    "car": ("汽车", "辆"),
+    "house": ("房子", "座"),
+    "tree": ("树", "棵"),
+    "flower": ("花", "朵"),
+    "fish": ("鱼", "条"),
+    "cat": ("猫", "只"),
+    "mushroom": ("蘑菇", "朵"),
+}
 ZH_COLOUR = dict(zip(COLOURS, ["红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "黑色"], strict=True))
 ZH_BACKGROUND = dict(zip(BACKGROUNDS, ["白色", "灰色", "米色", "天蓝色", "薄荷色", "夜空"], strict=True))
 ZH_SIZE = {"small": "小", "large": "大"}
@@ -257,11 +244,11 @@ def _zh_noun(item: Item, count: int, rng: Rng, bare: bool = False) -> str:
     size = ""
     if item.size:
         size = ZH_SIZE[item.size] + ("的" if rng.random() < 0.6 or not colour else "")
-    name = size + colour + ZH_SHAPE[item.shape]
+    word, measure = ZH_OBJECT[item.shape]
+    name = size + colour + word
     if count == 1 and (bare or rng.random() < 0.4):
         return name
-    measure = ZH_MEASURE[item.shape] if rng.random() < 0.7 else "个"
-    return ZH_COUNT[count] + measure + name
+    return ZH_COUNT[count] + (measure if rng.random() < 0.7 else "个") + name
 
 
 def _zh_two(said: Description, rng: Rng) -> str:

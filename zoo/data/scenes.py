@@ -111,7 +111,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """A complete picture. `relation` is how the first of two objects lies to the second; None if they are alike or alone."""
+    """A complete picture. `relation` says how the first of two unlike objects lies to the second, else it is None."""
 
     objects: tuple[Placed, ...]
     background: str
