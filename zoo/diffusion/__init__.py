@@ -1,1 +1,1 @@
-"""Diffusion mathematics on tensors of any shape [batch, ...]: schedules, denoisers, guidance, samplers, noise, objective."""
+"""Diffusion mathematics on tensors of any shape [batch, ...]: schedules, guidance, samplers, objective."""

@@ -126,7 +126,7 @@ class Denoiser(nn.Module):
         return large if values is None else torch.lerp(small, large, (values + 1) / 2)
 
     def log_variance_bounds(self, t: Tensor | float, s: float | None = None) -> tuple[Tensor, Tensor]:
-        """log of the posterior variance and of beta for the step t -> s (default the time before t), float64, shape of t."""
+        """log of the posterior variance and of beta for the step t -> s (default the time before t); float64."""
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         end = t.ceil() - 1 if s is None else torch.full_like(t, s)
         large = _betas(self.schedule, t, end)

@@ -60,7 +60,8 @@ def loss(
         assert log_variance is not None  # a denoiser that gives values has learned them
         bound = variational_bound(denoiser, x0, x, estimate, log_variance, t)
         errors = errors + vlb_weight * schedule.steps * bound.to(errors)
-    return errors.mean()
+    mean: Tensor = errors.mean()
+    return mean
 
 
 def weights(denoiser: Denoiser, t: Tensor, gamma: float) -> Tensor:

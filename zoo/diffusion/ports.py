@@ -14,7 +14,7 @@ PORTS = tuple(field.name for field in fields(Conditioning))
 
 
 def cast(conditioning: Conditioning, device: torch.device, dtype: torch.dtype) -> Conditioning:
-    """On `device`, floating ports in `dtype`; the mask stays as it is and noise levels stay float32 (they are numbers)."""
+    """On `device`, floating ports in `dtype`; masks stay bool, and noise levels float32 (they are numbers)."""
 
     def move(name: str, port: Tensor) -> Tensor:
         keep = name == "augmentation" or not port.is_floating_point()
@@ -37,7 +37,7 @@ def check_batch(conditioning: Conditioning, batch: int) -> None:
 
 
 def choose(drop: Tensor, null: Conditioning, conditioning: Conditioning) -> Conditioning:
-    """Per sample, `null` where drop [batch] is True. `null` may hold one sample for all; its empty ports keep what is there."""
+    """Per sample, `null` where drop [batch] is True. Its empty ports keep what is there; one sample serves all."""
 
     def pick(given: Tensor, other: Tensor) -> Tensor:
         rows = drop.to(given.device).view(-1, *[1] * (given.dim() - 1))

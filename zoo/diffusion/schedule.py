@@ -29,7 +29,7 @@ def _scaled_linear(steps: int, start: float, end: float) -> Tensor:
 
 
 def _cosine(steps: int, start: float, end: float) -> Tensor:
-    """Signal power that falls as cos^2, `start` being the small offset and `end` the largest beta (arXiv 2102.09672)."""
+    """Signal power that falls as cos^2, `start` the small offset and `end` the largest beta (arXiv 2102.09672)."""
     u = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
     power = torch.cos((u + start) / (1 + start) * math.pi / 2) ** 2
     return (1 - power[1:] / power[:-1]).clamp(max=end)
@@ -93,7 +93,7 @@ class Schedule:
 
     @cached_property
     def lambdas(self) -> Tensor:
-        """lambda = log(alpha / sigma) at the integer times, [steps] float64, falling; the last is -inf with `zero_snr`."""
+        """lambda = log(alpha / sigma) at the integer times, [steps] float64, falling; with `zero_snr` to -inf."""
         return (self.alphas_cumprod / (1 - self.alphas_cumprod)).log() / 2
 
     @cached_property
@@ -125,7 +125,7 @@ class Schedule:
         return torch.sigmoid(twice).sqrt(), torch.sigmoid(-twice).sqrt()
 
     def time_at(self, lambda_: Tensor | float) -> Tensor:
-        """The time at which lambda is reached (any shape), the inverse of `lambda_at`; clamped to [0, steps - 1]; inf gives -1."""
+        """The time at which lambda is reached (any shape), inverse of `lambda_at`; in [0, steps - 1], inf gives -1."""
         lambda_ = torch.as_tensor(lambda_, dtype=torch.float64, device="cpu")
         rising = -self._finite_lambdas
         high = torch.searchsorted(rising, -lambda_.contiguous()).clamp(1, self.steps - 1)

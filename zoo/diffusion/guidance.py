@@ -1,0 +1,93 @@
+"""From a denoiser and two conditionings to one prediction: guidance, and what is done to tame it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from zoo.diffusion.denoiser import Denoiser
+from zoo.diffusion.ports import check_batch, join
+from zoo.interface import Conditioning, Prediction, Sampling
+
+
+class Predict(Protocol):
+    """The clean estimate for the state x [batch, ...] at time t."""
+
+    def __call__(self, x: Tensor, t: float, s: float | None = None) -> Prediction:
+        """`s` is the time the step goes to; only a learned or large variance asks for it."""
+        ...
+
+
+def guided(denoiser: Denoiser, conditioning: Conditioning, null: Conditioning | None, sampling: Sampling) -> Predict:
+    """Classifier-free guidance away from `null` (arXiv 2207.12598), rescaled, within an interval, thresholded.
+
+    raw = raw_null + guidance (raw_cond - raw_null): guidance 1 is off. `null` is no text or a negative prompt. Both
+    branches are one call of the network with twice the batch; without guidance, or outside the interval, only the
+    conditional one is called. A learned variance is that of the conditional branch.
+
+    Raises:
+        ValueError: settings out of range, or guidance without `null`.
+    """
+    _check(sampling)
+    both = None
+    if sampling.guidance != 1:
+        if null is None:
+            raise ValueError(f"guidance {sampling.guidance} needs a null conditioning to guide away from, got None")
+        both = join(conditioning, null)
+    low, high = sampling.interval or (-math.inf, math.inf)
+
+    def predict(x: Tensor, t: float, s: float | None = None) -> Prediction:
+        if both is None or not low < math.exp(min(-denoiser.schedule.lambda_at(t).item(), 700.0)) <= high:
+            check_batch(conditioning, len(x))
+            prediction = denoiser.predict(x, t, conditioning, s)
+        else:
+            check_batch(both, 2 * len(x))
+            raw, values = denoiser(torch.cat([x, x]), t, both)
+            given, away = raw.chunk(2)
+            raw = away + sampling.guidance * (given - away)
+            if sampling.rescale > 0:
+                raw = rescaled(raw, given, sampling.rescale)
+            prediction = denoiser.interpret(raw, None if values is None else values[: len(x)], x, t, s)
+        if sampling.threshold is None:
+            return prediction
+        return replace(prediction, x0=thresholded(prediction.x0, sampling.threshold))
+
+    return predict
+
+
+def rescaled(raw: Tensor, given: Tensor, share: float) -> Tensor:
+    """`raw` with each image's standard deviation brought a `share` of the way to that of `given` (arXiv 2305.08891)."""
+    ratio = _per_image(given.flatten(1).std(1), raw) / _per_image(raw.flatten(1).std(1), raw).clamp(min=1e-12)
+    return raw * (share * ratio + 1 - share)
+
+
+def thresholded(x0: Tensor, quantile: float) -> Tensor:
+    """x0 within [-1, 1]: clipped at quantile 1; below 1 each image is clipped at that quantile of its |x0|, if that is
+    above 1, and divided by it (arXiv 2205.11487)."""
+    if quantile == 1:
+        return x0.clamp(-1, 1)
+    # One image at a time: torch.quantile takes at most 16 million values.
+    limits = torch.stack([image.abs().flatten().float().quantile(quantile) for image in x0])
+    limit = _per_image(limits.to(x0), x0).clamp(min=1)
+    return torch.minimum(torch.maximum(x0, -limit), limit) / limit
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _check(sampling: Sampling) -> None:
+    if not math.isfinite(sampling.guidance):
+        raise ValueError(f"guidance is a finite number (1 is off), got {sampling.guidance}")
+    if not 0 <= sampling.rescale <= 1:
+        raise ValueError(f"guidance rescale is a share in [0, 1], got {sampling.rescale}")
+    if sampling.interval is not None and not sampling.interval[0] < sampling.interval[1]:
+        raise ValueError(
+            f"the guidance interval is (low, high) with low < high in sigma / alpha, got {sampling.interval}"
+        )
+    if sampling.threshold is not None and not 0 < sampling.threshold <= 1:
+        raise ValueError(f"threshold is a quantile in (0, 1] (1 clips) or None, got {sampling.threshold}")

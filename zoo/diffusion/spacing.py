@@ -1,0 +1,161 @@
+"""Where on a schedule a sampler stops: the grid of steps + 1 points from noise to (almost) clean data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from zoo.diffusion.schedule import Schedule
+
+End = Literal["zero", "sigma_min"]
+
+
+class Point(NamedTuple):
+    """One point of a grid, as plain numbers. alpha = 0 has lambda -inf; sigma = 0 has lambda inf and time -1."""
+
+    t: float
+    alpha: float
+    sigma: float
+    lambda_: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The points a sampler visits, noisiest first: times and levels, each [steps + 1] float64 on the CPU."""
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    lambda_: Tensor
+
+    @classmethod
+    def at(cls, schedule: Schedule, times: Sequence[float] | Tensor) -> Grid:
+        """A grid of one's own: falling times in [0, schedule.steps - 1], the end included (-1 is clean data).
+
+        This is how any convention of another library is followed to the letter, e.g. `[*scheduler.timesteps, -1]`.
+
+        Raises:
+            ValueError: fewer than two times, times that rise, or a start at clean data.
+        """
+        t = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+        if t.dim() != 1 or len(t) < 2 or bool((t.diff() > 0).any()) or t[0] < 0:
+            raise ValueError(f"a grid is at least two times that fall, beginning with a noisy one; got {t.tolist()}")
+        return cls(t, *schedule.at(t), schedule.lambda_at(t))
+
+    @property
+    def steps(self) -> int:
+        return len(self.t) - 1
+
+    def pairs(self) -> Iterator[tuple[int, Point, Point]]:
+        """(index, where the step begins, where it ends) of every step."""
+        levels = (self.t, self.alpha, self.sigma, self.lambda_)
+        points = [Point(*values) for values in zip(*(level.tolist() for level in levels), strict=True)]
+        yield from zip(range(self.steps), points[:-1], points[1:], strict=True)
+
+    def truncate(self, strength: float) -> Grid:
+        """The last `strength` in (0, 1] of the steps (at least one), for starting from a given x0 (arXiv 2108.01073).
+
+        Raises:
+            ValueError: strength outside (0, 1].
+        """
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength is the share of the steps to walk, in (0, 1], got {strength}")
+        kept = max(1, round(self.steps * strength))
+        return Grid(*(level[-kept - 1 :] for level in (self.t, self.alpha, self.sigma, self.lambda_)))
+
+
+def _leading(schedule: Schedule, steps: int) -> list[float]:
+    """Multiples of a whole stride, from 0 up; as published Stable Diffusion 1, which adds an offset of 1."""
+    stride = schedule.steps // steps
+    return [float(i * stride) for i in reversed(range(steps))]
+
+
+def _linspace(schedule: Schedule, steps: int) -> list[float]:
+    """Evenly from the last time to the first, both included, rounded; one step begins at the last."""
+    return torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64).round().tolist()
+
+
+def _trailing(schedule: Schedule, steps: int) -> list[float]:
+    """Evenly down from the last time, the remainder left at the clean end (arXiv 2305.08891)."""
+    return [float(round(schedule.steps * (1 - i / steps)) - 1) for i in range(steps)]
+
+
+def _lcm(schedule: Schedule, steps: int) -> list[float]:
+    """Taken from the 50 times a latent consistency model was distilled at (arXiv 2310.04378)."""
+    stride = schedule.steps // 50
+    return [float((50 - i * 50 // steps) * stride - 1) for i in range(steps)]
+
+
+def _karras(schedule: Schedule, steps: int) -> list[float]:
+    """Evenly in (sigma / alpha)^(1/7) over the schedule's whole range (arXiv 2206.00364)."""
+    first, last = (math.exp(-schedule.lambdas[i].item() / 7) for i in (-1, 0))
+    ratios = (first + i / max(steps - 1, 1) * (last - first) for i in range(steps))
+    return [-7 * math.log(ratio) for ratio in ratios]
+
+
+def _uniform_lambda(schedule: Schedule, steps: int) -> list[float]:
+    """Evenly in lambda over the schedule's whole range (arXiv 2206.00927)."""
+    return torch.linspace(schedule.lambdas[-1].item(), schedule.lambdas[0].item(), steps, dtype=torch.float64).tolist()
+
+
+Spacing = Callable[[Schedule, int], list[float]]
+DISCRETE: dict[str, Spacing] = {
+    "leading": _leading,
+    "linspace": _linspace,
+    "trailing": _trailing,
+    "lcm": _lcm,
+}  # of times
+CONTINUOUS: dict[str, Spacing] = {"karras": _karras, "uniform_lambda": _uniform_lambda}  # of lambdas
+
+
+def make_grid(schedule: Schedule, steps: int, spacing: str = "trailing", end: End = "zero") -> Grid:
+    """A grid of `steps` steps.
+
+    spacing: leading, linspace, trailing or lcm (whole times), karras or uniform_lambda (times between allowed). The
+        first may be followed by an offset added to every time: "leading+1".
+    end: "zero" goes to clean data, "sigma_min" stops at the schedule's least noise (time 0). A spacing that reaches
+        time 0 by itself then gets one point more; leading without an offset ends with an empty step, as published.
+
+    Raises:
+        ValueError: unknown spacing or end, steps < 1, more whole times than the schedule has, or a continuous spacing
+            of a schedule that begins with pure noise (infinite sigma / alpha).
+    """
+    name, _, offset = spacing.partition("+")
+    known = DISCRETE | CONTINUOUS
+    if name not in known or (offset and not (offset.isdecimal() and name in DISCRETE)):
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}? " if near and near[0] != name else ""
+        raise ValueError(
+            f"unknown spacing {spacing!r}; {hint}there are {', '.join(known)}, and offsets as in 'leading+1'"
+        )
+    if end not in get_args(End):
+        raise ValueError(f"a grid ends at one of {', '.join(get_args(End))}, got {end!r}")
+    if steps < 1:
+        raise ValueError(f"sampling takes at least 1 step, got {steps}")
+    if name in CONTINUOUS:
+        if schedule.zero_snr:
+            raise ValueError(f"spacing {name!r} needs a finite first noise level; use 'trailing' for zero terminal SNR")
+        if end == "sigma_min":
+            lambdas = CONTINUOUS[name](schedule, steps + 1)
+        else:
+            lambdas = [*CONTINUOUS[name](schedule, steps), math.inf]
+        lambda_ = torch.tensor(lambdas, dtype=torch.float64)
+        sigma, alpha = torch.sigmoid(-2 * lambda_).sqrt(), torch.sigmoid(2 * lambda_).sqrt()
+        return Grid(schedule.time_at(lambda_), alpha, sigma, lambda_)
+    most = 50 if name == "lcm" else schedule.steps
+    if steps > most:
+        raise ValueError(f"spacing {name!r} has only {most} whole times, got {steps} steps; take fewer")
+    if name == "linspace" and end == "sigma_min":
+        times = _linspace(schedule, steps + 1)
+    else:
+        times = [*DISCRETE[name](schedule, steps), 0.0 if end == "sigma_min" else -1.0]
+    times = [t + int(offset or 0) for t in times[:-1]] + times[-1:]
+    if times[0] > schedule.steps - 1:
+        raise ValueError(f"spacing {spacing!r} with {steps} steps begins at {times[0]:.0f}, past {schedule.steps - 1}")
+    return Grid.at(schedule, times)
