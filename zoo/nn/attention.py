@@ -69,7 +69,7 @@ def _in_pieces(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, upcast: boo
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens x [batch, tokens, width] to a context [batch, keys, context_width], or to themselves."""
+    """Multi-head attention of tokens [batch, n, width] to a context [batch, m, context_width], or to themselves."""
 
     def __init__(
         self,

@@ -10,10 +10,10 @@ from torch.nn.functional import silu
 
 
 def sinusoidal(t: Tensor, width: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0.0) -> Tensor:
-    """Times [batch], integer or fractional, as waves of `width` / 2 frequencies from 1 to 1/10000: [batch, width], float32.
+    """Times [batch], integer or fractional, as waves of `width` / 2 frequencies: [batch, width], float32.
 
-    `flip_sin_to_cos` puts the cosines first, as latent diffusion does; `freq_shift` 1 makes the last frequency exactly
-    1/10000, as the first DDPM code did. `width` must be even.
+    The frequencies fall from 1 to about 1/10000; `freq_shift` 1 makes the last one exactly that, as the first DDPM code
+    did. `flip_sin_to_cos` puts the cosines first, as latent diffusion does. `width` must be even.
     """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)

@@ -1,4 +1,4 @@
-"""The residual block of every U-Net and autoencoder here: twice (GroupNorm, SiLU, 3x3 convolution) beside a shortcut."""
+"""The residual block of U-Nets and autoencoders: twice (GroupNorm, SiLU, 3x3 convolution), beside a shortcut."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """[batch, in_channels, height, width] to [batch, out_channels, height, width], told the time if it has a port for it.
+    """[batch, in_channels, height, width] to [batch, out_channels, height, width], told the time if it has a port.
 
     With `time_width`, a vector [batch, time_width] is projected and added between the two convolutions, as in DDPM
     (arXiv 2006.11239). The block expects the vector *after* its SiLU: a network applies that once, not once a block.

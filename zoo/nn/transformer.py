@@ -29,8 +29,8 @@ class GatedFeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, cross-attention and feed-forward, each after a LayerNorm and added to its input.
 
-    Tokens [batch, n, width] and a context [batch, m, context_width]. With `only_cross`, the first attention looks at the
-    context too, as in Stable Diffusion's upscaler, where self-attention would be too large.
+    Tokens [batch, n, width] and a context [batch, m, context_width]. With `only_cross`, the first attention looks at
+    the context too, as in Stable Diffusion's upscaler, where self-attention would be too large.
     """
 
     def __init__(
@@ -38,11 +38,14 @@ class TransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.only_cross = only_cross
-        size = {"heads": heads, "head_width": width // heads}
+        head = width // heads
+        source = context_width if only_cross else None
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, **size, context_width=context_width if only_cross else None, upcast=upcast)
+        self.attention = Attention(width, heads=heads, head_width=head, context_width=source, upcast=upcast)
         self.norm2 = nn.LayerNorm(width)
-        self.cross_attention = Attention(width, **size, context_width=context_width, upcast=upcast)
+        self.cross_attention = Attention(
+            width, heads=heads, head_width=head, context_width=context_width, upcast=upcast
+        )
         self.norm3 = nn.LayerNorm(width)
         self.feed_forward = GatedFeedForward(width)
 

@@ -13,6 +13,8 @@ and a vector, or a noise level, joined with the time.
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ class UNetConfig(BaseModel):
     in_channels: int = 4  # of the noisy input and the concatenated channels together
     out_channels: int = 4
     channels: tuple[int, ...] = (320, 640, 1280, 1280)  # per level; each further level halves the size
-    blocks: int | tuple[int, ...] = 2  # residual blocks of a level going down; going up it has one more
+    blocks_per_level: int | tuple[int, ...] = 2  # residual blocks of a level going down; going up it has one more
     attention: tuple[bool, ...] = (True, True, True, False)  # per level: has it transformers?
     depth: int | tuple[int, ...] = 1  # blocks of a level's transformers; the middle takes the last level's
     heads: int | tuple[int, ...] = 8  # attention heads per level, unless head_width is given
@@ -55,7 +57,7 @@ class UNetConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> UNetConfig:
         levels = len(self.channels)
-        for name in ("blocks", "attention", "depth", "heads", "only_cross_attention"):
+        for name in ("blocks_per_level", "attention", "depth", "heads", "only_cross_attention"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
                 raise ValueError(f"{name}={value} has {len(value)} entries, but channels={self.channels} has {levels}")
@@ -119,23 +121,19 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         channels, skips = widths[0], [widths[0]]  # skips: the widths of what `down` hands to `up`, in order
         for level, width in enumerate(widths):
-            blocks = config.at(config.blocks, level)
-            self.down.append(Level(config, level, [channels] + [width] * (blocks - 1)))
-            skips += [width] * blocks
-            if level < last:
-                self.down[-1].resample = Downsample(width)
-                skips.append(width)
+            blocks = config.at(config.blocks_per_level, level)
+            resample = Downsample(width) if level < last else None
+            self.down.append(DownLevel(config, level, [channels] + [width] * (blocks - 1), resample))
+            skips += [width] * (blocks if resample is None else blocks + 1)
             channels = width
 
         self.middle = Middle(config)
 
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
-            width, blocks = widths[level], config.at(config.blocks, level) + 1
+            width, blocks = widths[level], config.at(config.blocks_per_level, level) + 1
             inputs = [(channels if block == 0 else width) + skips.pop() for block in range(blocks)]
-            self.up.append(Level(config, level, inputs))
-            if level > 0:
-                self.up[-1].resample = Upsample(width)
+            self.up.append(UpLevel(config, level, inputs, Upsample(width) if level > 0 else None))
             channels = width
 
         self.norm = nn.GroupNorm(config.groups, widths[0], config.eps)
@@ -162,20 +160,10 @@ class UNet(nn.Module):
         h = self.stem(h.to(dtype))
         skips = [h]
         for level in self.down:
-            for block, transformer in level.stages():
-                h = block(h, time)
-                h = h if transformer is None else transformer(h, text, mask)
-                skips.append(h)
-            if level.resample is not None:
-                h = level.resample(h)
-                skips.append(h)
+            h = level(h, skips, time, text, mask)
         h = self.middle(h, time, text, mask)
         for level in self.up:
-            for block, transformer in level.stages():
-                h = block(torch.cat([h, skips.pop()], dim=1), time)
-                h = h if transformer is None else transformer(h, text, mask)
-            if level.resample is not None:
-                h = level.resample(h)
+            h = level(h, skips, time, text, mask)
         return self.head(silu(self.norm(h))).to(x.dtype)
 
     def _embed(self, t: Tensor, conditioning: Conditioning, dtype: torch.dtype) -> Tensor:
@@ -194,8 +182,8 @@ class UNet(nn.Module):
         c, tokens, concat = self.config, conditioning.tokens, conditioning.concat
         if x.ndim != 4 or x.shape[2] % c.downsampling or x.shape[3] % c.downsampling:
             raise ValueError(
-                f"the input has shape {list(x.shape)}; this U-Net needs [batch, channels, height, width] with height and "
-                f"width multiples of {c.downsampling}"
+                f"the input has shape {list(x.shape)}; this U-Net needs [batch, channels, height, width] with "
+                f"height and width multiples of {c.downsampling}"
             )
         batch = x.shape[0]
         extra = 0 if concat is None else concat.shape[1]
@@ -205,17 +193,22 @@ class UNet(nn.Module):
                 f"this U-Net needs {c.in_channels} in all"
             )
         if concat is not None and (concat.shape[0] != batch or concat.shape[2:] != x.shape[2:]):
-            raise ValueError(f"Conditioning.concat has shape {list(concat.shape)}, the input {list(x.shape)}: they differ")
+            raise ValueError(
+                f"Conditioning.concat has shape {list(concat.shape)}, the input {list(x.shape)}: they differ"
+            )
         if t.shape != (batch,):
             raise ValueError(f"the times have shape {list(t.shape)}; one per input is needed: [{batch}]")
         if tokens is None:
             raise ValueError("Conditioning.tokens is missing: this U-Net attends to text [batch, length, width]")
         if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != c.context_width:
             raise ValueError(
-                f"Conditioning.tokens has shape {list(tokens.shape)}; this U-Net needs [{batch}, length, {c.context_width}]"
+                f"Conditioning.tokens has shape {list(tokens.shape)}; this U-Net needs "
+                f"[{batch}, length, {c.context_width}]"
             )
         if conditioning.mask is not None and conditioning.mask.shape != tokens.shape[:2]:
-            raise ValueError(f"Conditioning.mask has shape {list(conditioning.mask.shape)}, not {list(tokens.shape[:2])}")
+            raise ValueError(
+                f"Conditioning.mask has shape {list(conditioning.mask.shape)}, not {list(tokens.shape[:2])}"
+            )
         self._check_port("vector", conditioning.vector, None if self.vector is None else (batch, c.vector_width or 0))
         self._check_port("augmentation", conditioning.augmentation, None if self.augmentation is None else (batch,))
 
@@ -223,13 +216,17 @@ class UNet(nn.Module):
     def _check_port(name: str, given: Tensor | None, needed: tuple[int, ...] | None) -> None:
         found = None if given is None else tuple(given.shape)
         if found != needed:
-            raise ValueError(f"Conditioning.{name} has shape {found}; this U-Net was built for {needed} (None: no such port)")
+            raise ValueError(
+                f"Conditioning.{name} has shape {found}; this U-Net was built for {needed} (None: no such port)"
+            )
 
 
 class Level(nn.Module):
-    """The blocks of one size: residual blocks, their transformers if the level has attention, the way to the next size."""
+    """What one size is made of: residual blocks, their transformers if it has attention, the way to the next size."""
 
-    def __init__(self, config: UNetConfig, level: int, in_channels: list[int]) -> None:
+    def __init__(
+        self, config: UNetConfig, level: int, in_channels: list[int], resample: Downsample | Upsample | None
+    ) -> None:
         super().__init__()
         only_cross = config.only_cross_attention
         only_cross = only_cross[level] if isinstance(only_cross, tuple) else only_cross
@@ -237,11 +234,31 @@ class Level(nn.Module):
         self.transformers = nn.ModuleList(
             config.transformer(level, only_cross=only_cross) for _ in in_channels if config.attention[level]
         )
-        self.resample: nn.Module | None = None
+        self.resample = resample
 
-    def stages(self) -> list[tuple[nn.Module, nn.Module | None]]:
-        """The residual blocks, each with the transformer that follows it."""
-        return list(zip(self.blocks, self.transformers or [None] * len(self.blocks), strict=True))
+
+class DownLevel(Level):
+    """Leaves everything it makes in `skips`."""
+
+    def forward(self, h: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        for block, transformer in zip_longest(self.blocks, self.transformers):
+            h = block(h, time)
+            h = h if transformer is None else transformer(h, text, mask)
+            skips.append(h)
+        if self.resample is not None:
+            h = self.resample(h)
+            skips.append(h)
+        return h
+
+
+class UpLevel(Level):
+    """Takes one of `skips` into every residual block, the last made first."""
+
+    def forward(self, h: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        for block, transformer in zip_longest(self.blocks, self.transformers):
+            h = block(torch.cat([h, skips.pop()], dim=1), time)
+            h = h if transformer is None else transformer(h, text, mask)
+        return h if self.resample is None else self.resample(h)
 
 
 class Middle(nn.Module):

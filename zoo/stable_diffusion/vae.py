@@ -93,14 +93,14 @@ class VAE(nn.Module):
         factor, channels = self.downsampling, self.config.in_channels
         if images.ndim != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:
             raise ValueError(
-                f"images have shape {list(images.shape)}; this VAE encodes [batch, {channels}, height, width] with height "
-                f"and width multiples of {factor}: crop, pad or resize them first"
+                f"images have shape {list(images.shape)}; this VAE encodes [batch, {channels}, height, width] with "
+                f"height and width multiples of {factor}: crop, pad or resize them first"
             )
         mean, logvar = self.quant_conv(self.encoder(images)).float().chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [batch, latent_channels, h, w], unscaled, to images [batch, out_channels, h * f, w * f] in about [-1, 1].
+        """Latents [batch, latent_channels, h, w], unscaled, to images [batch, out_channels, h * f, w * f].
 
         Raises:
             ValueError: if the latents have another number of channels.
