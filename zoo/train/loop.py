@@ -60,8 +60,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
     task = kind(recipe, place)
     torch.manual_seed(recipe.seed)
     model = task.build().to(place).train()
-    if recipe.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=task.layout)  # type: ignore[call-overload]
     ema, optimiser = Ema(model, recipe.ema), adamw(recipe.optimiser, model)
     state = (checkpoint.resume(checkpoints, model, ema, optimiser) if resume else None) or State()
     _announce(recipe, state, place, sum(p.numel() for p in model.parameters()))
@@ -110,7 +109,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
                 save()
         check(log.not_finite())
         finished = _progress(recipe, state.step, state.seconds) >= 1
-        if finished:
+        if finished and state.step % recipe.sample_every:
             figures = _inspect(accelerator, task, ema, log, state)
     save()
     summary = Summary(

@@ -53,7 +53,7 @@ class Recipe(Table):
     optimiser: Optimiser = Optimiser()
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged weights, reached from below: min(ema, (1+s)/(10+s))
     autocast: Literal["bf16", "no"] = "bf16"
-    channels_last: bool = True
+    channels_last: bool | None = None  # memory layout; unset: on a GPU only (GroupNorm's backward in it crawls on a CPU)
     compile: bool = False
     threads: int = Field(0, ge=0)  # CPU threads; 0 leaves it to torch
     log_every: int = Field(50, ge=1)  # steps

@@ -25,6 +25,8 @@ class Task(ABC, Generic[RecipeT]):
     def __init__(self, recipe: RecipeT, device: torch.device) -> None:
         self.recipe = recipe
         self.device = device
+        wanted = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
+        self.layout: torch.memory_format = torch.channels_last if wanted else torch.contiguous_format
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -68,6 +70,6 @@ def grid(images: Tensor, columns: int) -> Image:
     return picture
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 [batch, height, width, 3] to float [batch, 3, height, width] in [-1, 1]; the memory stays channels-last."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_float(images: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """uint8 [batch, height, width, 3] to float [batch, 3, height, width] in [-1, 1]."""
+    return (images.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=layout)

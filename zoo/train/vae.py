@@ -64,7 +64,7 @@ class VaeTask(Task[VaeRecipe]):
         self.scenes = scenes(recipe.data)
         rng = np.random.default_rng([recipe.data.seed, 2**40])
         fresh = np.stack([render(random_scene(rng), recipe.data.size) for _ in range(FRESH)])
-        self.fresh = to_float(torch.from_numpy(fresh))
+        self.fresh = to_float(torch.from_numpy(fresh), self.layout)
 
     def build(self) -> nn.Module:
         parts: dict[str, nn.Module] = {"vae": VAE(self.recipe.model)}
@@ -83,7 +83,7 @@ class VaeTask(Task[VaeRecipe]):
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         recipe, vae = self.recipe, _vae(model)
-        images = to_float(batch["images"])
+        images = to_float(batch["images"], self.layout)
         posterior = vae.encode(images)
         made = vae.decode(posterior.sample(torch.randn_like(posterior.mean))).float()
         l1, edges = F.l1_loss(made, images), _edges(made, images)
