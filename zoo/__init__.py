@@ -10,22 +10,26 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from zoo.registry import card, list_models
 
 if TYPE_CHECKING:
-    from zoo.pipeline import Pipeline, Result, load
+    from zoo.loading import load
+    from zoo.pipeline import Pipeline
+    from zoo.result import Result
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "Result", "card", "list_models", "load"]
 
 
-def __getattr__(name: str) -> object:
-    if name in ("Pipeline", "Result", "load"):
-        from zoo import pipeline
+_HOMES = {"Pipeline": "zoo.pipeline", "Result": "zoo.result", "load": "zoo.loading"}
 
-        return getattr(pipeline, name)
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
 
 

@@ -1,0 +1,103 @@
+"""What a model folder's `config.json` may say. Configs are data: nothing in them is run or opened unchecked."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+FILE = "config.json"
+Role: TypeAlias = Literal["text_encoder", "generator", "decoder"]
+ROLES: tuple[Role, ...] = ("text_encoder", "generator", "decoder")
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
+        raise ValueError(f"{path!r} is not a path inside the model folder")
+    return str(pure)
+
+
+InnerPath = Annotated[str, AfterValidator(_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartConfig(Strict):
+    """One part: the class that it is (a name in `zoo.weights.CLASSES`), its arguments, its files and their SHA-256."""
+
+    kind: str
+    arguments: dict[str, JsonValue] = {}
+    files: dict[InnerPath, Sha256] = {}
+    folder: InnerPath = "."  # where below the model folder the part's own folders lie
+
+
+class Defaults(Strict):
+    """How the model is sampled unless the call says otherwise: the fields of `zoo.interface.Sampling`."""
+
+    steps: int = Field(default=20, ge=1)
+    sampler: str = "dpmpp_2m"
+    spacing: str = "trailing"
+    guidance: float = 1.0
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
+    threshold: float | None = None
+    eta: float = 0.0
+
+
+class ModelConfig(Strict):
+    """A model folder: three parts, how to sample them, and what its card says."""
+
+    format: Literal[1] = 1
+    name: str
+    family: str
+    summary: str = ""
+    resolution: tuple[int, int]  # height, width trained at
+    text_encoder: PartConfig
+    generator: PartConfig
+    decoder: PartConfig
+    variants: dict[Role, dict[str, PartConfig]] = {}
+    defaults: Defaults = Defaults()
+    licence: str = "Apache-2.0"
+    languages: tuple[str, ...] = ("en",)
+    papers: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()  # prompts worth trying
+    results: dict[str, JsonValue] = {}
+
+    def part(self, role: Role, variant: str | None = None) -> PartConfig:
+        """The part of a role, or a declared variant of it.
+
+        Raises:
+            ValueError: no such variant; the message lists those there are.
+        """
+        if variant is None:
+            return {"text_encoder": self.text_encoder, "generator": self.generator, "decoder": self.decoder}[role]
+        declared = self.variants.get(role, {})
+        if variant not in declared:
+            known = ", ".join(sorted(declared)) or "none"
+            raise ValueError(
+                f"{self.name} has no {role} variant {variant!r} (declared: {known}); "
+                f"write 'other-model/{role}' to take another model's part"
+            )
+        return declared[variant]
+
+
+def read(folder: Path) -> ModelConfig:
+    """The checked config of a model folder.
+
+    Raises:
+        ValueError: there is none, or what it says is not allowed; the message names each field.
+    """
+    path = folder / FILE
+    try:
+        return ModelConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{folder} is not a model folder: {path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path} is not a valid model config: {faults}") from error

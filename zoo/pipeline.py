@@ -1,0 +1,277 @@
+"""Three parts held together: prompts -> TextEncoder -> Generator -> Decoder -> images.
+
+Nothing survives a call: one pipeline may serve many threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from zoo.arguments import Picture, as_images, as_mask, as_negatives, as_prompts, as_seeds, shrink
+from zoo.config import Role
+from zoo.diffusion.noise import GivenNoise, ImageNoise
+from zoo.diffusion.samplers import find_sampler
+from zoo.fit import check_fit
+from zoo.interface import (
+    Decoder,
+    Generator,
+    Init,
+    NoiseSource,
+    Observer,
+    Representation,
+    Sampling,
+    Step,
+    TextEncoder,
+    TextFeatures,
+)
+from zoo.result import Result
+
+BATCH = 16  # images made at once unless the call says otherwise
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """A decoder that knows the way back, which starting from an image needs."""
+
+    def encode(self, images: Tensor) -> Representation: ...
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A generator that tells the shape, without the batch, of what it makes; `noise=` is checked against it."""
+
+    def shape(self, size: tuple[int, int] | None) -> tuple[int, ...]: ...
+
+
+class Pipeline:
+    """Prompts to images. `size` is the (height, width) in pixels made by default, None for the generator's own.
+
+    Raises:
+        ValueError: parts that do not fit; the message names both, the mismatch and the mend.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        generator: Generator,
+        decoder: Decoder,
+        *,
+        name: str = "assembled",
+        defaults: Sampling | None = None,
+        size: tuple[int, int] | None = None,
+        labels: Mapping[Role, str] | None = None,
+    ) -> None:
+        check_fit(text_encoder, generator, decoder, labels or {})
+        self.text_encoder = text_encoder
+        self.generator = generator
+        self.decoder = decoder
+        self.name = name
+        self.defaults = defaults or Sampling()
+        self.size = size
+
+    def __repr__(self) -> str:
+        parts = ", ".join(type(part).__name__ for part in (self.text_encoder, self.generator, self.decoder))
+        return f"Pipeline({self.name!r}: {parts})"
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the parts that hold weights to a device, to a floating type, or both; returns the pipeline."""
+        for part in (self.text_encoder, self.generator, self.decoder):
+            if isinstance(part, nn.Module):
+                part.to(device=None if device is None else _device(device), dtype=dtype)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        n: int | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+        negative: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        noise: Tensor | None = None,
+        eta: float | None = None,
+        rescale: float | None = None,
+        threshold: float | None = None,
+        interval: tuple[float, float] | None = None,
+        spacing: str | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        mask: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
+        batch: int = BATCH,
+        progress: bool = True,
+        callback: Observer | None = None,
+    ) -> Result:
+        """Draw `n` images for each prompt; the empty prompt "" samples without condition.
+
+        n: images per prompt: 4, or as many as there are seeds. seed: image j of every prompt has seed + j; or a list
+        of seeds, one per image of a prompt or one per image of the whole call. An image depends on its own seed, prompt
+        and settings, not on the batch it is made in. negative: what to guide away from instead of "no text", one for
+        all prompts or one each. noise [images, ...]: the initial noise instead of the seeds' own. image: start from it;
+        strength in (0, 1] (0.6, or 1 with a mask) says how much is made anew. mask: with an image, 1 or white where it
+        is made anew. batch: images made at once. callback(stage, step): called after each step; True ends the batch
+        early with what it has. For the rest see `zoo.interface.Sampling`; None takes the model's default.
+
+        Raises:
+            ValueError: no prompts, a prompt longer than the text encoder's window, or a setting that cannot be.
+        """
+        asked = as_prompts(prompts)
+        seeds = as_seeds(seed, n, len(asked))
+        count, owner = len(seeds), torch.arange(len(asked)).repeat_interleave(len(seeds) // len(asked))
+        against = as_negatives(negative, len(asked))
+        sampling = self._sampling(
+            steps=steps,
+            sampler=sampler,
+            guidance=guidance,
+            eta=eta,
+            rescale=rescale,
+            threshold=threshold,
+            interval=interval,
+            spacing=spacing,
+        )
+        size = self._size(height, width)
+        self._check_noise(noise, count, size)
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, not {batch}")
+        start, kept = self._start(image, mask, strength, size, len(asked), count)
+        text, null = self._features(asked), self._features(against)
+
+        made = []
+        with _observer(progress, callback, -(-count // batch) * sampling.steps) as observe:
+            for rows in torch.arange(count).split(batch):
+                source: NoiseSource = ImageNoise([seeds[i] for i in rows])
+                if noise is not None:
+                    source = GivenNoise(noise[rows], then=source)
+                features, nothing = _pick(text, owner[rows]), _pick(null, owner[rows])
+                init = None if start is None else replace(start, data=start.data[rows], mask=_rows(start.mask, rows))
+                representation = self.generator.generate(
+                    features, nothing, source, sampling, size=size, init=init, observe=observe
+                )
+                made.append(
+                    self.decoder.decode(representation, features, nothing, source, observe=observe).float().cpu()
+                )
+        images = torch.cat(made)
+        settings = asdict(sampling) | {"height": images.shape[-2], "width": images.shape[-1]}
+        if start is not None:
+            settings |= {"strength": start.strength}
+        if kept is not None:  # outside the mask the given pixels stay as they were
+            images = torch.lerp(kept[0].expand_as(images), images, kept[1].expand_as(images))
+        each = [(asked[i], against[i]) for i in owner]
+        return Result(images, tuple(p for p, _ in each), tuple(seeds), settings, self.name, tuple(a for _, a in each))
+
+    def _sampling(self, **given: object) -> Sampling:
+        said = {key: value for key, value in given.items() if value is not None}
+        sampling = replace(self.defaults, **said)  # type: ignore[arg-type]
+        if not isinstance(sampling.steps, int) or sampling.steps < 1:
+            raise ValueError(f"steps must be a whole number of at least 1, not {sampling.steps!r}")
+        find_sampler(sampling.sampler, sampling.eta)  # raises where there is none such
+        return sampling
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int] | None:
+        if height is None and width is None:
+            size = self.size
+        else:
+            default = self.size or (height or width or 0, width or height or 0)
+            size = (default[0] if height is None else height, default[1] if width is None else width)
+        if size is not None and min(size) < 1:
+            raise ValueError(f"impossible size {size[0]} x {size[1]}: height and width are counted in pixels, from 1")
+        if isinstance(self.generator, Shaped):
+            self.generator.shape(size)  # raises where the generator cannot make it
+        return size
+
+    def _check_noise(self, noise: Tensor | None, count: int, size: tuple[int, int] | None) -> None:
+        if noise is None or not isinstance(self.generator, Shaped):
+            return
+        wanted = (count, *self.generator.shape(size))
+        if tuple(noise.shape) != wanted:
+            raise ValueError(f"noise has shape {list(noise.shape)}, but these {count} images start from {list(wanted)}")
+
+    def _features(self, texts: Sequence[str]) -> TextFeatures:
+        # Every different text is encoded once; the empty one is what the encoder declares to be no text.
+        distinct = sorted(set(texts))
+        said = [text for text in distinct if text]
+        encoded = [self.text_encoder.null(1)] if len(said) < len(distinct) else []
+        encoded += [self.text_encoder.encode(said)] if said else []
+        return _pick(_join(encoded), torch.tensor([distinct.index(text) for text in texts]))
+
+    def _start(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        mask: Picture | Sequence[Picture] | None,
+        strength: float | None,
+        size: tuple[int, int] | None,
+        prompts: int,
+        count: int,
+    ) -> tuple[Init | None, tuple[Tensor, Tensor] | None]:
+        """Where sampling starts, and the pixels to keep (original, mask), from what the user gave."""
+        if image is None:
+            if mask is not None or strength is not None:
+                raise ValueError("mask and strength say what to do with an image: give image= as well")
+            return None, None
+        if not isinstance(self.decoder, ImageEncoder):
+            raise ValueError(f"{type(self.decoder).__name__} cannot encode images, so image= does not work with it")
+        strength = (1.0 if mask is not None else 0.6) if strength is None else strength
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must be in (0, 1], not {strength}: 1 keeps nothing of the image")
+        pictures = as_images(image, size, prompts, count)
+        latents = self.decoder.encode(pictures).data.float().cpu()
+        latents = latents.expand(count, *latents.shape[1:])
+        if mask is None:
+            return Init(latents, strength), None
+        fresh = as_mask(mask, (pictures.shape[-2], pictures.shape[-1]), prompts, count)
+        small = shrink(fresh, latents)
+        return Init(latents, strength, small.expand(count, *small.shape[1:])), (pictures, fresh)
+
+
+@contextmanager
+def _observer(progress: bool, callback: Observer | None, total: int) -> Iterator[Observer]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
+
+        def observe(stage: str, step: Step) -> bool | None:
+            bar.set_description(stage, refresh=False)
+            bar.update()
+            return callback(stage, step) if callback else None
+
+        yield observe
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device != "auto":
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor[rows.to(tensor.device)]
+
+
+def _pick(features: TextFeatures, rows: Tensor) -> TextFeatures:
+    tokens = features.tokens[rows.to(features.tokens.device)]
+    return TextFeatures(tokens, _rows(features.mask, rows), _rows(features.pooled, rows), features.space)
+
+
+def _join(features: Sequence[TextFeatures]) -> TextFeatures:
+    def both(parts: Sequence[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there) if len(there) == len(parts) else None
+
+    mask, pooled = both([f.mask for f in features]), both([f.pooled for f in features])
+    return TextFeatures(torch.cat([f.tokens for f in features]), mask, pooled, features[0].space)

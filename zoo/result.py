@@ -1,0 +1,92 @@
+"""What a call of a pipeline gives: images, and everything that is needed to make each of them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from zoo.sheet import contact_sheet
+
+SettingsT = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Images [batch, 3, height, width] in [0, 1], float32 on the CPU, prompt by prompt; image i has `seeds[i]`.
+
+    `pipe(prompts[i], n=1, seed=seeds[i], **settings)` makes image i again.
+    """
+
+    tensor: Tensor
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: SettingsT
+    model: str = ""
+    negatives: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The images as PIL RGB."""
+        pixels = (self.tensor.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
+
+    def sheet(self) -> Image.Image:
+        """All images on one contact sheet, a row per prompt."""
+        return contact_sheet(self.images, self.prompts)
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write every image and a contact sheet as PNG; returns the paths, the sheet last.
+
+        Names tell prompt and seed and end in a mark of model and settings: the same call writes the same names and
+        different ones never overwrite each other. Every PNG holds `prompt`, `negative`, `model`, `seed` and `settings`
+        (JSON) as text. A file appears under its name only when it is whole.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for index, (image, prompt, seed) in enumerate(zip(self.images, self.prompts, self.seeds, strict=True)):
+            negative = self.negatives[index] if self.negatives else ""
+            facts = {"prompt": prompt, "negative": negative, "model": self.model, "seed": seed}
+            mark = _mark(facts | {"settings": self.settings})
+            path = target / f"{_slug(prompt)}-seed{seed}-{mark}.png"
+            _write(image, path, facts | {"settings": json.dumps(self.settings)})
+            paths.append(path)
+        facts = {"prompt": "\n".join(dict.fromkeys(self.prompts)), "model": self.model}
+        sheet = target / f"contact-sheet-{_mark([path.name for path in paths])}.png"
+        _write(self.sheet(), sheet, facts | {"settings": json.dumps(self.settings)})
+        return [*paths, sheet]
+
+
+def _write(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
+    info = PngInfo()
+    for key, value in facts.items():
+        info.add_itxt(key, str(value))
+    info.add_itxt("Software", "zoo")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        image.save(temporary, format="PNG", pnginfo=info)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mark(value: Mapping[str, object] | Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def _slug(prompt: str) -> str:
+    words = re.findall(r"\w+", prompt.lower())
+    return "-".join(words)[:40].strip("-") or "no-prompt"

@@ -1,0 +1,211 @@
+"""Stable Diffusion as parts of a pipeline: a generator of latents (arXiv 2112.10752) and their decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+
+from zoo import tensors
+from zoo.diffusion.denoiser import Denoiser, Target, Variance
+from zoo.diffusion.sample import sample
+from zoo.diffusion.schedule import Schedule
+from zoo.interface import (
+    Conditioning,
+    Init,
+    NoiseSource,
+    Observer,
+    Representation,
+    RepresentationSpec,
+    Sampling,
+    TextFeatures,
+    TextSpec,
+)
+from zoo.stable_diffusion.unet import UNet, UNetConfig
+from zoo.stable_diffusion.vae import VAE, VAEConfig
+
+UNET = Path("unet") / "model.safetensors"
+VAE_FILE = Path("vae") / "model.safetensors"
+
+
+class GeneratorConfig(BaseModel):
+    """Everything about a latent generator but its weights: network, schedule, and the spaces it was trained between."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unet: UNetConfig
+    schedule: Schedule
+    text: TextSpec
+    latent_space: str
+    factor: int  # image pixels per latent pixel, per side
+    resolution: tuple[int, int]  # height and width trained at, in pixels
+    prediction: Target = "epsilon"
+    variance: Variance = "fixed_small"
+
+    @model_validator(mode="after")
+    def _fits(self) -> GeneratorConfig:
+        if self.text.width != self.unet.context_width:
+            raise ValueError(f"the text is {self.text.width} wide, but the U-Net attends to {self.unet.context_width}")
+        if self.unet.vector_width not in (None, self.text.pooled):
+            raise ValueError(
+                f"the pooled text has width {self.text.pooled}, but the U-Net's vector has {self.unet.vector_width}"
+            )
+        return self
+
+
+class LatentGenerator(nn.Module):
+    """Text features to a VAE latent [batch, channels, height / factor, width / factor]."""
+
+    def __init__(self, denoiser: Denoiser, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.denoiser = denoiser.requires_grad_(False).eval()
+        self.config = config
+
+    @classmethod
+    def of(cls, network: UNet, config: GeneratorConfig) -> LatentGenerator:
+        """The generator of a network that was trained as `config` says."""
+        return cls(Denoiser(network, config.schedule, config.prediction, config.variance), config)
+
+    @classmethod
+    def load(cls, folder: Path, arguments: Mapping[str, object]) -> LatentGenerator:
+        """The generator of a model folder.
+
+        Raises:
+            ValueError: the arguments or the tensors do not fit, or the file is damaged.
+        """
+        config = GeneratorConfig.model_validate(arguments)
+        network = tensors.on_meta(lambda: UNet(config.unet))
+        tensors.assign(network, tensors.read(folder / UNET), source=folder / UNET)
+        return cls.of(network, config)
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
+        """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
+        tensors.write(folder / UNET, self.denoiser.network.state_dict(), dtype)
+        return self.config.model_dump(mode="json"), [UNET]
+
+    @property
+    def needs(self) -> TextSpec:
+        text = self.config.text
+        return text if self.config.unet.vector_width else replace(text, pooled=None)
+
+    @property
+    def produces(self) -> RepresentationSpec:
+        shape = (self.config.unet.out_channels, None, None)
+        return RepresentationSpec("latent", shape, self.config.latent_space)
+
+    def shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        """The latent's shape for an image of (height, width) pixels, by default the resolution trained at.
+
+        Raises:
+            ValueError: an impossible size; the message names the nearest possible one.
+        """
+        height, width = size or self.config.resolution
+        multiple = self.config.factor * self.config.unet.downsampling
+        if min(height, width) < 1 or height % multiple or width % multiple:
+            near = " x ".join(str(max(1, round(side / multiple)) * multiple) for side in (height, width))
+            raise ValueError(
+                f"impossible size {height} x {width}: height and width must be positive multiples of {multiple}; "
+                f"the nearest is {near}"
+            )
+        return self.config.unet.out_channels, height // self.config.factor, width // self.config.factor
+
+    def generate(
+        self,
+        text: TextFeatures,
+        null: TextFeatures,
+        noise: NoiseSource,
+        sampling: Sampling,
+        *,
+        size: tuple[int, int] | None = None,
+        init: Init | None = None,
+        observe: Observer | None = None,
+    ) -> Representation:
+        """Latents for text features [batch, ...], guided away from `null`.
+
+        Raises:
+            ValueError: an impossible size, or sampling settings that do not exist.
+        """
+        shape = (text.tokens.shape[0], *self.shape(size))
+        data = sample(
+            self.denoiser,
+            self._conditioning(text),
+            self._conditioning(null),
+            noise,
+            sampling,
+            shape,
+            stage="latent",
+            init=init,
+            observe=observe,
+        )
+        return Representation(data, "latent", self.config.latent_space)
+
+    def _conditioning(self, text: TextFeatures) -> Conditioning:
+        vector = text.pooled if self.config.unet.vector_width else None
+        return Conditioning(tokens=text.tokens, mask=text.mask, vector=vector)
+
+
+class VaeDecoder(nn.Module):
+    """A VAE's latents, in the units diffusion works in, to images; with the encoder, also the way back."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, folder: Path, arguments: Mapping[str, object]) -> VaeDecoder:
+        """The decoder of a model folder.
+
+        Raises:
+            ValueError: the arguments or the tensors do not fit, or the file is damaged.
+        """
+        config = VAEConfig.model_validate(arguments)
+        vae = tensors.on_meta(lambda: VAE(config))
+        tensors.assign(vae, tensors.read(folder / VAE_FILE), source=folder / VAE_FILE)
+        return cls(vae)
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
+        """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
+        tensors.write(folder / VAE_FILE, self.vae.state_dict(), dtype)
+        return self.vae.config.model_dump(mode="json"), [VAE_FILE]
+
+    @cached_property
+    def needs(self) -> RepresentationSpec:
+        config = self.vae.config
+        units = torch.tensor([config.scaling_factor, config.shift_factor])
+        space = f"vae-{tensors.fingerprint(self.vae.state_dict() | {'units': units})}"
+        return RepresentationSpec("latent", (config.latent_channels, None, None), space)
+
+    @property
+    def needs_text(self) -> TextSpec | None:
+        return None
+
+    def decode(
+        self,
+        representation: Representation,
+        text: TextFeatures,
+        null: TextFeatures,
+        noise: NoiseSource,
+        sampling: Sequence[Sampling] = (),
+        *,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Images [batch, 3, height, width] in [0, 1], float32; text and noise are not looked at."""
+        weight = next(self.vae.parameters())
+        latents = representation.data.to(weight.device, weight.dtype)
+        images = self.vae.decode(self.vae.from_diffusion(latents))
+        return ((images.float() + 1) / 2).clamp(0, 1)
+
+    def encode(self, images: Tensor) -> Representation:
+        """Images [batch, 3, height, width] in [0, 1] to latents: the mean of their posterior.
+
+        Raises:
+            ValueError: height or width do not divide by the VAE's downsampling.
+        """
+        weight = next(self.vae.parameters())
+        posterior = self.vae.encode((images * 2 - 1).to(weight.device, weight.dtype))
+        return Representation(self.vae.to_diffusion(posterior.mean), "latent", self.needs.space)

@@ -1,0 +1,121 @@
+"""The text tower of CLIP (arXiv 2103.00020) as a text encoder, over transformers' implementation.
+
+As in Stable Diffusion 2, the tokens may be taken one layer before the last (`layer=-2`) and then normalised by the
+final LayerNorm: a contrastive loss shapes only the last layer's end marker, so the one before tells more of each word.
+Prompts are padded to the window and every position may be attended to (mask None), padding included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+
+from zoo import tensors
+from zoo.interface import TextFeatures, TextSpec
+from zoo.text.tokenizer import FILE, Tokenizer
+
+CONFIG = Path("text_encoder") / "config.json"
+WEIGHTS = Path("text_encoder") / "model.safetensors"
+PROJECTION = "text_projection.weight"
+LEFT_OVER = (r".*position_ids", r"logit_scale", r"vision_model\..*", r"visual_projection\..*")
+FIELDS = (  # of config.json, nothing else in it is listened to
+    *("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+
+
+class ClipTextEncoder(nn.Module):
+    """Prompts to tokens [batch, window, width] and, where the tower has a projection, pooled [batch, projected width].
+
+    `layer` counts hidden layers from the end: -1 is the last, -2 the one before.
+    """
+
+    def __init__(self, model: CLIPTextModelWithProjection, tokenizer: Tokenizer, *, layer: int = -2) -> None:
+        super().__init__()
+        config = model.config
+        if not -config.num_hidden_layers <= layer <= -1:
+            raise ValueError(f"layer must be from {-config.num_hidden_layers} to -1, not {layer}")
+        if len(tokenizer) > config.vocab_size or tokenizer.window != config.max_position_embeddings:
+            raise ValueError(
+                f"the tokenizer ({len(tokenizer)} pieces, window {tokenizer.window}) is not the one this text tower "
+                f"was made for ({config.vocab_size} pieces, window {config.max_position_embeddings})"
+            )
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.layer = layer
+
+    @classmethod
+    def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> ClipTextEncoder:
+        """The text encoder of a model folder: its `text_encoder/` in the transformers layout and its `tokenizer/`.
+
+        Raises:
+            ValueError: a file is missing or damaged, or tensors are missing, unexpected or misshapen.
+        """
+        try:
+            said = json.loads((folder / CONFIG).read_text("utf-8"))
+            config = CLIPTextConfig(**{field: said[field] for field in FIELDS if field in said})
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / CONFIG} is not the config of a CLIP text tower: {error}") from error
+        stored = tensors.read(folder / WEIGHTS)
+        model = tensors.on_meta(lambda: CLIPTextModelWithProjection(config))
+        if PROJECTION not in stored:
+            model.text_projection = nn.Identity()
+        # Not stored, so not on meta: see `tensors.on_meta`.
+        model.text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+        tensors.assign(model, stored, source=folder / WEIGHTS, ignore=LEFT_OVER)
+        return cls(model, Tokenizer.load(folder, config.max_position_embeddings), **_layer(arguments))
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
+        """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
+        tensors.write(folder / WEIGHTS, self.model.state_dict(), dtype)
+        kind = "CLIPTextModel" if self.produces.pooled is None else "CLIPTextModelWithProjection"
+        said = {"architectures": [kind], "model_type": "clip_text_model"}
+        said |= {field: getattr(self.model.config, field) for field in FIELDS}
+        (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        (folder / FILE).parent.mkdir(exist_ok=True)
+        (folder / FILE).write_bytes(self.tokenizer.model)
+        return {"layer": self.layer}, [CONFIG, WEIGHTS, FILE]
+
+    @cached_property
+    def produces(self) -> TextSpec:
+        config = self.model.config
+        pooled = None if isinstance(self.model.text_projection, nn.Identity) else config.projection_dim
+        space = f"clip-{tensors.fingerprint(self.model.state_dict())}{self.layer}"
+        return TextSpec(config.hidden_size, space, config.max_position_embeddings, pooled)
+
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of `prompts`, on the encoder's device. Warns of words that the vocabulary does not know.
+
+        Raises:
+            ValueError: a prompt is longer than the window.
+        """
+        ids = self.tokenizer.encode(prompts).to(self.model.text_model.embeddings.token_embedding.weight.device)
+        out = self.model.text_model(ids, output_hidden_states=self.layer != -1)
+        last = out.last_hidden_state
+        chosen = last if self.layer == -1 else self.model.text_model.final_layer_norm(out.hidden_states[self.layer])
+        return TextFeatures(chosen, None, self._pool(ids, last), self.produces.space)
+
+    def null(self, n: int) -> TextFeatures:
+        """Features of `n` empty prompts: this encoder's "no text"."""
+        return self.encode([""] * n)
+
+    def _pool(self, ids: Tensor, last: Tensor) -> Tensor | None:
+        if self.produces.pooled is None:
+            return None
+        end = (ids == self.tokenizer.end).int().argmax(1)
+        return self.model.text_projection(last[torch.arange(len(ids), device=ids.device), end])
+
+
+def _layer(arguments: Mapping[str, object] | None) -> dict[str, int]:
+    given = dict(arguments or {})
+    layer = given.pop("layer", -2)
+    if given or not isinstance(layer, int):
+        raise ValueError(f"a CLIP text encoder takes one argument, the integer 'layer', not {dict(arguments or {})}")
+    return {"layer": layer}

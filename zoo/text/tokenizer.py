@@ -1,0 +1,104 @@
+"""Prompts to token ids with a sentencepiece model: <s> pieces </s> <pad> ..., always one window long.
+
+Nothing is dropped silently: a prompt that does not fit the window is an error, a word that the vocabulary does not know
+is announced.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
+WORD = re.compile(r"[A-Za-zÀ-ɏ]+|[^\sA-Za-zÀ-ɏ]+")
+FILE = Path("tokenizer") / "tokenizer.model"  # below a model folder
+
+
+class Tokenizer:
+    """A sentencepiece model and a window of `window` tokens, the first and last markers included.
+
+    Raises:
+        ValueError: the model cannot be read, or lacks one of the four special pieces (unknown, begin, end, padding).
+    """
+
+    def __init__(self, model: bytes, window: int) -> None:
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"not a sentencepiece model: {error}") from error
+        self.model = model
+        self.window = window
+        self.unknown, self.begin, self.end, self.padding = (
+            int(self.pieces.unk_id()),
+            int(self.pieces.bos_id()),
+            int(self.pieces.eos_id()),
+            int(self.pieces.pad_id()),
+        )
+        if min(self.unknown, self.begin, self.end, self.padding) < 0:
+            raise ValueError(
+                "the sentencepiece model must have unknown, begin, end and padding pieces: train it with them"
+            )
+
+    @classmethod
+    def load(cls, folder: Path, window: int) -> Tokenizer:
+        """The tokenizer of a model folder."""
+        try:
+            return cls((folder / FILE).read_bytes(), window)
+        except OSError as error:
+            raise ValueError(f"{folder / FILE} cannot be read ({error.strerror})") from error
+
+    def __len__(self) -> int:
+        """The size of the vocabulary."""
+        return int(self.pieces.get_piece_size())
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids [batch, window], int64 on the CPU. Warns of words that the vocabulary does not know.
+
+        Raises:
+            ValueError: a prompt is longer than the window.
+        """
+        rows = [[self.begin, *map(int, self.pieces.encode(prompt)), self.end] for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self.window:
+                raise ValueError(
+                    f"the prompt is {len(row) - 2} tokens long and the text encoder reads at most {self.window - 2}: "
+                    f"shorten {prompt!r}"
+                )
+        strangers = list(dict.fromkeys(word for prompt in prompts for word in self.strangers(prompt)))
+        if strangers:
+            warnings.warn(
+                f"the text encoder does not know {', '.join(map(repr, strangers))}: expect the picture to ignore "
+                f"{'it' if len(strangers) == 1 else 'them'}",
+                stacklevel=2,
+            )
+        padded = [row + [self.padding] * (self.window - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).reshape(len(rows), self.window)
+
+    def strangers(self, prompt: str) -> list[str]:
+        """The words of a prompt that the vocabulary does not know, in order.
+
+        A word is a stranger if it holds an unknown character, or if half of it had to be cut up to single letters: a
+        vocabulary has the words that it was made for in few pieces.
+        """
+        found = []
+        for word in WORD.findall(prompt):
+            if LATIN.match(word):
+                found += [word] if self._cut(word) else []
+            else:  # no spaces between words: name the unknown characters
+                found += ["".join(run) for known, run in groupby(word, self._spelled) if not known]
+        return [word for word in found if any(c.isalnum() for c in word)]
+
+    def _cut(self, word: str) -> bool:
+        pieces = [piece.strip("▁") for piece in self.pieces.encode(word, out_type=str)]
+        letters = sum(len(piece) == 1 for piece in pieces)
+        return not self._spelled(word) or (len(word) > 2 and 2 * letters >= len(word))
+
+    def _spelled(self, word: str) -> bool:
+        return not any(i == self.unknown or self.pieces.is_byte(i) for i in self.pieces.encode(word))

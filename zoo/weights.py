@@ -1,0 +1,147 @@
+"""Model folders: `config.json`, safetensors with their SHA-256, a tokenizer. Every file is checked.
+
+    config.json                        what the parts are and how the model is sampled (zoo.config.ModelConfig)
+    text_encoder/, tokenizer/          in the transformers layout
+    unet/, vae/ ...                    one model.safetensors each
+    README.md                          the model card, rendered from the config
+
+Which class a part is, the config says by a name of the table below: nothing else can be imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, Self, TypeAlias, runtime_checkable
+
+import torch
+from pydantic import JsonValue, ValidationError
+
+from zoo import model_card, tensors
+from zoo.config import FILE, Defaults, ModelConfig, PartConfig
+from zoo.interface import Decoder, Generator, TextEncoder
+
+Part: TypeAlias = TextEncoder | Generator | Decoder
+
+CLASSES = {
+    "clip-text": "zoo.text.clip:ClipTextEncoder",
+    "latent-diffusion": "zoo.stable_diffusion.parts:LatentGenerator",
+    "vae": "zoo.stable_diffusion.parts:VaeDecoder",
+}
+
+
+@runtime_checkable
+class Storable(Protocol):
+    """A part that can be written to a model folder and read from it."""
+
+    @classmethod
+    def load(cls, folder: Path, arguments: Mapping[str, object]) -> Self: ...
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]: ...
+
+
+def load_part(folder: Path, config: PartConfig) -> Part:
+    """One part of a model folder, in float32 on the CPU, its files checked against the config.
+
+    Raises:
+        ValueError: a file is missing, changed or damaged, the class is unknown, or the weights do not fit it.
+    """
+    for name, expected in config.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: fetch the model again")
+        found = tensors.sha256(path)
+        if found != expected:
+            raise ValueError(f"{path} is damaged: its SHA-256 is {found}, the config says {expected}. Fetch it again")
+    part_class = _class(config.kind)
+    try:
+        return part_class.load(folder / config.folder, config.arguments)  # type: ignore[return-value]
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"the arguments of {config.kind!r} in {folder / FILE} are not valid: {faults}") from error
+
+
+def save_part(folder: Path, part: Part, *, subfolder: str = ".", dtype: torch.dtype | None = None) -> PartConfig:
+    """Write a part's files below `folder / subfolder`; returns the config that `load_part` wants.
+
+    Raises:
+        ValueError: the part is of a class that the table does not know.
+    """
+    kinds = {target.rpartition(":")[2]: kind for kind, target in CLASSES.items()}
+    kind = kinds.get(type(part).__name__)
+    if kind is None or not isinstance(part, Storable):
+        raise ValueError(f"{type(part).__name__} cannot be stored: zoo.weights.CLASSES knows {', '.join(kinds)}")
+    root = folder / subfolder
+    root.mkdir(parents=True, exist_ok=True)
+    arguments, files = part.save(root, dtype)
+    checked = {(root / file).relative_to(folder).as_posix(): tensors.sha256(root / file) for file in files}
+    return PartConfig.model_validate({"kind": kind, "arguments": arguments, "files": checked, "folder": subfolder})
+
+
+def save_model(
+    folder: Path,
+    text_encoder: TextEncoder,
+    generator: Generator,
+    decoder: Decoder,
+    *,
+    family: str,
+    resolution: tuple[int, int],
+    name: str | None = None,
+    defaults: Defaults | Mapping[str, JsonValue] | None = None,
+    dtype: torch.dtype | None = None,
+    summary: str = "",
+    licence: str = "Apache-2.0",
+    languages: Sequence[str] = ("en",),
+    papers: Sequence[str] = (),
+    recipes: Sequence[str] = (),
+    examples: Sequence[str] = (),
+    results: Mapping[str, JsonValue] | None = None,
+) -> ModelConfig:
+    """Write a model folder: the parts' weights as `dtype`, then its card and, last of all, its config.
+
+    A folder that is half written cannot be loaded, because its sums do not match.
+
+    Raises:
+        ValueError: a part cannot be stored, or a setting is not allowed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = ModelConfig.model_validate(
+        {
+            "name": name or folder.name,
+            "family": family,
+            "summary": summary,
+            "resolution": resolution,
+            "text_encoder": save_part(folder, text_encoder, dtype=dtype),
+            "generator": save_part(folder, generator, dtype=dtype),
+            "decoder": save_part(folder, decoder, dtype=dtype),
+            "defaults": defaults or Defaults(),
+            "licence": licence,
+            "languages": languages,
+            "papers": papers,
+            "recipes": recipes,
+            "examples": examples,
+            "results": results or {},
+        }
+    )
+    write_config(folder, config)
+    return config
+
+
+def write_config(folder: Path, config: ModelConfig) -> None:
+    """Write `config.json` and the model card rendered from it, each through a temporary file."""
+    said = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    for name, text in (("README.md", model_card.render(config)), (FILE, said + "\n")):
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, folder / name)
+
+
+def _class(kind: str) -> type[Storable]:
+    if kind not in CLASSES:
+        raise ValueError(f"unknown kind of part {kind!r} in {FILE}; known: {', '.join(CLASSES)}")
+    module, _, name = CLASSES[kind].partition(":")
+    found: type[Storable] = getattr(importlib.import_module(module), name)
+    return found
