@@ -84,6 +84,7 @@ def test_attention_to_a_context_ignores_masked_tokens() -> None:
     found = attention(x, context, mask)
     torch.testing.assert_close(found[1:], attention(x[1:], context[1:, :4]))
     torch.testing.assert_close(found[:1], attention(x[:1], context[:1]))
+    torch.testing.assert_close(found, attention(x, context, mask.long()))  # as tokenizers write masks
 
 
 def test_image_attention_knows_no_places() -> None:

@@ -24,7 +24,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, upcas
     Args:
         q: queries [batch, heads, queries, width].
         k, v: keys and values [batch, heads, keys, width].
-        mask: True where a query may look, broadcastable to [batch, heads, queries, keys]; a query that may look
+        mask: True (or nonzero) where a query may look, broadcastable to [batch, heads, queries, keys]; a query that may look
             nowhere gets the mean of all values.
         upcast: hold the scores in float32. Fused kernels always do; the plain operations do it when asked.
     """
@@ -32,7 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, upcas
     if mask is not None:
         # Half the lowest number rather than minus infinity: a fully masked row stays finite.
         lowest = torch.finfo(q.dtype).min / 2
-        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, lowest)
+        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(mask.logical_not(), lowest)
     if q.device.type != "cpu" or q.dtype == torch.float32:
         return F.scaled_dot_product_attention(q, k, v, bias)
     differentiate = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
