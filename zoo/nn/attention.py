@@ -24,8 +24,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, upcas
     Args:
         q: queries [batch, heads, queries, width].
         k, v: keys and values [batch, heads, keys, width].
-        mask: True (or nonzero) where a query may look, broadcastable to [batch, heads, queries, keys]; a query that may look
-            nowhere gets the mean of all values.
+        mask: True (or nonzero) where a query may look, broadcastable to [batch, heads, queries, keys]; a query that
+            may look nowhere gets the mean of all values.
         upcast: hold the scores in float32. Fused kernels always do; the plain operations do it when asked.
     """
     bias = None
