@@ -93,7 +93,12 @@ def vae_decoder(seed: int = 2) -> VaeDecoder:
 
 def latent_generator(encoder: ClipTextEncoder, decoder: VaeDecoder, seed: int = 3) -> LatentGenerator:
     unet = UNetConfig(
-        channels=(16, 32), blocks_per_level=1, attention=(False, True), heads=2, context_width=encoder.produces.width, groups=4
+        channels=(16, 32),
+        blocks_per_level=1,
+        attention=(False, True),
+        heads=2,
+        context_width=encoder.produces.width,
+        groups=4,
     )
     network = UNet(unet)
     shaken(network, seed)
@@ -141,7 +146,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, vocabulary: bytes) -> 
     return shelf
 
 
-@pytest.fixture()
+@pytest.fixture
 def shelf(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same folder, where `zoo.load("tiny")` finds it."""
     monkeypatch.setenv("ZOO_MODELS", str(tiny_models))

@@ -21,6 +21,10 @@ WORD = re.compile(r"[A-Za-zÀ-ɏ]+|[^\sA-Za-zÀ-ɏ]+")
 FILE = Path("tokenizer") / "tokenizer.model"  # below a model folder
 
 
+class UnknownWords(UserWarning):
+    """A prompt has words that the text encoder's vocabulary does not know."""
+
+
 class Tokenizer:
     """A sentencepiece model and a window of `window` tokens, the first and last markers included.
 
@@ -76,6 +80,7 @@ class Tokenizer:
             warnings.warn(
                 f"the text encoder does not know {', '.join(map(repr, strangers))}: expect the picture to ignore "
                 f"{'it' if len(strangers) == 1 else 'them'}",
+                UnknownWords,
                 stacklevel=2,
             )
         padded = [row + [self.padding] * (self.window - len(row)) for row in rows]

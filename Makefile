@@ -1,0 +1,56 @@
+# Everything here works on a fresh checkout: each target first installs what it needs into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-fast lint bench clean
+
+help:
+	@echo "make demo       draw six prompts with stable-diffusion-small and say where the contact sheet is"
+	@echo "make test       the whole test suite"
+	@echo "make test-fast  the tests that take less than a few seconds each"
+	@echo "make lint       style, types and import directions"
+	@echo "make bench      seconds for a cold and a warm picture on this machine"
+	@echo "make clean      remove the environment and everything built"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+demo: $(VENV)/installed
+	@$(BIN)/zoo generate --model stable-diffusion-small -n 4 --out outputs/demo \
+		"a large pink butterfly on a cream background, cartoon" \
+		"a red star above a blue car" \
+		"three green mushrooms on a gray background" \
+		"a small yellow cat on a night background, sketch" \
+		"粉色的蝴蝶,小精靈,卡通" \
+		"蓝色的房子在红色的花的左边"
+	@echo "The last file is the contact sheet."
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

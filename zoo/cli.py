@@ -1,0 +1,197 @@
+"""The command `zoo`. Heavy libraries are imported inside the commands, after what can be checked without them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+
+import typer
+
+from zoo import registry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from zoo.pipeline import Pipeline
+
+MODEL = "stable-diffusion-small"
+
+app = typer.Typer(
+    help="Text-to-image models: list them, draw with them, train and measure them.",
+    epilog='Begin with: zoo generate "a large pink butterfly, cartoon" --out pictures',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command("list")
+def list_(pattern: Annotated[str, typer.Argument(help='A wildcard, such as "*small*".')] = "*") -> None:
+    """List the models at hand, with a line on each.
+
+    \b
+    zoo list
+    zoo list "*small*"
+    """
+    from zoo import config
+
+    for name in registry.list_models(pattern):
+        typer.echo(f"{name}\t{config.read(registry.find(name)).summary}")
+
+
+@app.command()
+def card(model: Annotated[str, typer.Argument(help="A model's name, folder or hub id.")]) -> None:
+    """Print a model's card: what it is, how to use it, how it was trained, what it scores.
+
+    \b
+    zoo card stable-diffusion-small
+    """
+    typer.echo(registry.card(model), nl=False)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help='Prompts; "" draws without one.', show_default=False)],
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's name, folder or hub id.")] = MODEL,
+    n: Annotated[int, typer.Option("-n", help="Images per prompt.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of a prompt's first image; the next has seed + 1.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; fewer is faster.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, euler, heun, dpmpp_2m, unipc ...")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise of the ddim sampler, 0 to 1.")] = None,
+    rescale: Annotated[float | None, typer.Option(help="Guidance rescaling, 0 to 1.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="With --image: make anew where this picture is white.")] = None,
+    strength: Annotated[float | None, typer.Option(help="With --image: how much is made anew, 0 to 1.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNGs and the contact sheet.")] = Path(
+        "outputs"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Draw pictures of prompts, as PNGs that remember prompt, model, seed and settings, and a contact sheet.
+
+    The model's own steps, sampler, guidance and size are taken where none are given.
+
+    \b
+    zoo generate "a large pink butterfly, cartoon" --out pictures
+    zoo generate "a red star above a blue car" -n 4 --seed 0 --steps 20 --sampler dpmpp_2m --guidance 4
+    zoo generate "a cat" "粉色的蝴蝶,小精靈,卡通" --negative "night background"
+    """
+    result = _load(model, device)(
+        prompts,
+        n=n,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        negative=negative,
+        height=height,
+        width=width,
+        eta=eta,
+        rescale=rescale,
+        image=_picture(image),
+        mask=_picture(mask),
+        strength=strength,
+        progress=not quiet and sys.stderr.isatty(),
+    )
+    for path in result.save(out):
+        typer.echo(path)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/vae.toml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; cuda where there is one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Train one part from its recipe.
+
+    \b
+    zoo train recipes/vae.toml
+    zoo train recipes/unet.toml --device cuda optimiser.lr=3e-4 minutes=40
+    zoo train recipes/unet.toml --resume
+    """
+    from zoo.train import TrainingError, run
+
+    try:
+        summary = run(recipe, overrides or [], device=device, resume=resume)
+    except TrainingError as error:
+        _fail(error, 1)
+    if summary is not None and not summary.finished:
+        raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model's name, folder or hub id.")] = MODEL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSON lines of prompt, scene, task.")] = None,
+    per_task: Annotated[int, typer.Option(min=1, help="Scenes for each task and split.")] = 100,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+) -> None:
+    """Measure how often a model's pictures say what their prompts say, by task, language and split.
+
+    \b
+    zoo evaluate stable-diffusion-small
+    zoo evaluate stable-diffusion-small --json --per-task 20
+    zoo evaluate stable-diffusion-small --prompts mine.jsonl
+    """
+    pipeline = _load(model, device)
+    from zoo.evaluate import run
+
+    report = run.evaluate(pipeline, per_task=per_task, prompts=prompts)
+    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else run.table(report))
+
+
+def main() -> None:
+    """The command line; bad input ends in one line on stderr and status 2."""
+    warnings.showwarning = _note
+    try:
+        app(prog_name="zoo")
+    except (ValueError, OSError) as error:
+        _fail(error, 2)
+
+
+def _load(model: str, device: str) -> Pipeline:
+    folder = registry.find(model)  # a wrong name is told before torch is imported
+    from zoo.loading import load
+
+    return load(folder, device=device)
+
+
+def _picture(path: Path | None) -> Image.Image | None:
+    if path is None:
+        return None
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        return ImageOps.exif_transpose(Image.open(path))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a picture that can be read") from error
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    typer.echo(f"zoo: {error}", err=True)
+    raise SystemExit(status)
+
+
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings in one line without the source; those of libraries are no matter of a command line's user."""
+    if category.__module__.startswith("zoo."):
+        typer.echo(f"note: {message}", err=True)
