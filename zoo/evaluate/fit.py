@@ -1,0 +1,177 @@
+"""Which object a blob is: the prototype that explains its pixels best, moved, stretched and turned into place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import ndimage
+
+from zoo.data.scenes import COLOURS
+from zoo.evaluate.foreground import SIDE, Array, Blob
+from zoo.evaluate.prototypes import GRID, RGB, Kind, Prototypes, on_grid, prototypes, soften
+
+FREEDOM = 24.0  # RGB distance by which a colour may be off at no cost
+CANDIDATES, ROUNDS = 5, 3
+_X, _Y = np.meshgrid(*(np.arange(GRID, dtype=np.float32) + 0.5 - GRID / 2,) * 2)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A prototype in its place: `error` is the share of the blob that it leaves unexplained, `patch` and `model` on the grid."""
+
+    kind: Kind
+    colour: str
+    tint: Array  # the body colour that fits best, RGB
+    error: float
+    loose: float  # the same, forgiving displacements of a cell
+    foreign: float  # share of the body that has another colour
+    x: float
+    y: float
+    extent: float
+    stretch: float  # how much wider than the prototype, as a factor
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Inner products of the prototypes with themselves, so that all of them are compared with a patch at once."""
+
+    flat_fixed: Array
+    ff: Array
+    fu: Array
+    uu: Array
+    wf: Array
+    wu: Array
+    ww: Array
+
+
+@cache
+def _sums(night: bool) -> _Sums:
+    p = prototypes(night)
+    fixed, body, covered = p.fixed, p.body, p.covered
+    return _Sums(
+        fixed.reshape(len(fixed), -1),
+        (fixed**2).sum((1, 2)),
+        np.einsum("pnc,pn->pc", fixed, covered),
+        (covered**2).sum(1),
+        np.einsum("pnc,pn->pc", fixed, body),
+        (body * covered).sum(1),
+        (body**2).sum(1),
+    )
+
+
+def _costs(patch: Array, behind: Array, p: Prototypes, s: _Sums) -> Array:
+    """Squared error [n, colours] of every prototype in every colour, the colour free within `FREEDOM`."""
+    pixels = patch.reshape(-1, 3)
+    match = s.flat_fixed @ pixels.ravel() - (p.covered @ pixels) @ behind
+    own = s.ff - 2 * (s.fu @ behind) + s.uu * (behind @ behind)
+    lean = p.body @ pixels - s.wf + s.wu[:, None] * behind  # body . (patch - model without body)
+    free = (pixels**2).sum() - 2 * match + own - (lean**2).sum(1) / s.ww
+    off = np.linalg.norm(lean[:, None] / s.ww[:, None, None] - RGB, axis=2)
+    costs = free[:, None] + s.ww[:, None] * np.maximum(0, off - FREEDOM) ** 2
+    return np.where(p.allowed > 0, costs, np.inf)
+
+
+def fit(picture: Array, background: Array, blob: Blob, others: list[Blob], night: bool) -> list[Fit]:
+    """The best explanations of a blob, best first, one a kind. `picture` is the difference from the background."""
+    p, s = prototypes(night), _sums(night)
+    elsewhere = np.zeros((SIDE, SIDE), bool)
+    for other in others:
+        elsewhere |= other.mask
+    alone = (
+        picture * ~(ndimage.binary_dilation(elsewhere, iterations=2) & ~ndimage.binary_dilation(blob.mask))[..., None]
+    )
+    soft = soften(alone, blob.box)
+    behind = background[blob.mask].mean(0)
+    width, height = blob.box[2] - blob.box[0], blob.box[3] - blob.box[1]
+    shape_ratio = np.log(width / height) - np.log(p.size[:, 0] / p.size[:, 1])
+    costs = _costs(on_grid(soft, blob.box), behind, p, s) * (1 + 4 * shape_ratio**2)[:, None]
+    best: list[tuple[float, int]] = []
+    for index in np.argsort(costs.min(1)):
+        if p.kinds[index] not in {p.kinds[i] for _, i in best}:
+            best.append((float(costs[index].min()), int(index)))
+            if len(best) == CANDIDATES or best[-1][0] > 2.5 * best[0][0]:
+                break
+    return sorted((_refine(soft, behind, blob, index, p, s) for _, index in best), key=lambda f: f.error)
+
+
+def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes, s: _Sums) -> Fit:
+    """Gauss-Newton on place, width, height and turn of one prototype (Lucas and Kanade's image alignment)."""
+    left, top, right, bottom = (float(v) for v in blob.box)
+    x, y, width, height, turn = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top, 0.0
+    body = p.body[index].reshape(GRID, GRID, 1)
+    plain = (p.fixed[index] - p.covered[index][:, None] * behind).reshape(GRID, GRID, 3)
+    allowed = np.flatnonzero(p.allowed[index])
+    for step in range(ROUNDS + 1):
+        patch = on_grid(picture, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), turn)
+        tint = (body * (patch - plain)).sum((0, 1)) / s.ww[index]
+        off = np.linalg.norm(RGB[allowed] - tint, axis=1)
+        name = allowed[off.argmin()]
+        tint = RGB[name] + (tint - RGB[name]) * min(1.0, FREEDOM / max(float(off.min()), 1e-6))
+        model = plain + body * tint
+        if step == ROUNDS:
+            break
+        down, across = np.gradient(model, axis=(0, 1))
+        turning = across * -_Y[..., None] + down * _X[..., None]
+        moves = np.stack([across, down, across * _X[..., None], down * _Y[..., None], turning], -1).reshape(-1, 5)
+        normal = moves.T @ moves
+        # A little resistance keeps what the picture leaves undecided (a circle's turn) where it is.
+        normal[np.diag_indices(5)] *= 1.02
+        normal[np.diag_indices(5)] += np.array((10, 10, 1000, 1000, 4000)) * 10
+        dx, dy, sx, sy, dt = np.linalg.solve(normal, moves.T @ (model - patch).ravel())
+        cell_x, cell_y = width / 24, height / 24
+        x += float(np.clip(dx, -1.5, 1.5)) * cell_x
+        y += float(np.clip(dy, -1.5, 1.5)) * cell_y
+        width *= 1 + float(np.clip(sx, -0.08, 0.08))
+        height *= 1 + float(np.clip(sy, -0.08, 0.08))
+        turn += float(np.clip(dt, -0.06, 0.06))
+    extents = np.array((width, height)) / SIDE / p.size[index]
+    extent = float(np.sqrt(extents.prod()))
+    energy = 0.5 * float((patch**2).sum() + (model**2).sum())
+    if p.kinds[index].style == "sketch":
+        foreign = _foreign_line(tint, name, patch, behind, body[..., 0])
+    else:
+        foreign = _foreign_fill(tint, name, patch, model, body[..., 0])
+    return Fit(
+        kind=p.kinds[index],
+        colour=COLOURS[name],
+        tint=tint,
+        error=float(((patch - model) ** 2).sum()) / energy,
+        loose=float((_beyond(patch, model) ** 2).sum() + (_beyond(model, patch) ** 2).sum()) / 2 / energy,
+        foreign=foreign,
+        x=float(x / SIDE + p.centre[index, 0] * extent),
+        y=float(y / SIDE + p.centre[index, 1] * extent),
+        extent=extent,
+        stretch=float(extents[0] / extents[1]),
+    )
+
+
+def _foreign_fill(tint: Array, name: int, patch: Array, model: Array, body: Array) -> float:
+    """The share of a filled body whose pixels resemble another colour clearly more than the object's own."""
+    inside = body > 0.5
+    deep = ndimage.minimum_filter(body, 3) > 0.5
+    off = np.where(deep[..., None], patch - model, _beyond(patch, model))[inside] / body[inside][:, None]
+    others = np.linalg.norm(tint + off[:, None] - np.delete(RGB, name, 0)[:, None].swapaxes(0, 1), axis=2).min(1)
+    return float(body[inside][others + 10 < np.linalg.norm(off, axis=1)].sum() / max(body[inside].sum(), 1e-6))
+
+
+def _foreign_line(tint: Array, name: int, patch: Array, behind: Array, body: Array) -> float:
+    """The same for a line drawing, whose pixels show their colour only in part: wherever the line really runs."""
+    strength = np.linalg.norm(patch, axis=2)
+    near = ndimage.maximum_filter(body, 3) > 0.3
+    line = near & (strength > 0.5 * np.quantile(strength[near], 0.9)) if near.any() else near
+    if not line.any():
+        return 0.0
+    seen = patch[line]
+    rays = np.concatenate([tint[None], np.delete(RGB, name, 0)]) - behind
+    share = np.clip(seen @ rays.T / (rays**2).sum(1), 0, 1.1)
+    off = np.linalg.norm(seen[:, None] - share[..., None] * rays, axis=2)
+    return float((off[:, 1:].min(1) + 10 < off[:, 0]).mean())
+
+
+def _beyond(a: Array, b: Array) -> Array:
+    """How far each value of `a` lies outside of what `b` shows within one cell, with its sign."""
+    low = ndimage.minimum_filter(b, (3, 3, 1))
+    high = ndimage.maximum_filter(b, (3, 3, 1))
+    return np.maximum(a - high, 0) - np.maximum(low - a, 0)
