@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FACETS = ("shape", "colour", "size", "count", "relation", "background", "style", "face", "whole")
-"""What a verdict speaks of; `whole` is no facet of the description: every object is complete and of one piece and colour."""
+"""What a verdict speaks of. `whole` is never said: every object is complete, of one piece and of one colour."""
 
 LARGE = 0.485  # extent from which an object is large: halfway between the largest small and the smallest large one
 LEAST_SPAN = 11  # pixels across below which a thing is a stray speck, not an object
@@ -32,7 +32,7 @@ STRETCH = exp(0.25)
 
 @dataclass(frozen=True)
 class Seen:
-    """One object as the checker sees it: place and extent as in `zoo.data.scenes.Placed`, and what is wrong with it, if anything."""
+    """One object as the checker sees it; place and extent as in `zoo.data.scenes.Placed`. `flaw`: what is wrong."""
 
     shape: str
     colour: str
@@ -50,7 +50,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """All that is seen in a picture. `background` is None if it resembles none; `strays` counts specks that are no object."""
+    """All that is seen. `background` is None if it resembles none; `strays` counts specks that are no object."""
 
     background: str | None
     objects: tuple[Seen, ...]
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def read(picture: NDArray[np.uint8] | Array | Tensor) -> Reading:
-    """Everything the checker sees in a picture (shapes and ranges as `as_pixels`). Deterministic; some 20 ms on one core."""
+    """What a picture shows (shapes and ranges as `as_pixels`). Deterministic; some 20 ms on one core."""
     pixels = as_pixels(picture)
     name, background = find_background(pixels)
     distance = distance_from(background, pixels)

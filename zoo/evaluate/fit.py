@@ -19,12 +19,12 @@ _X, _Y = np.meshgrid(*(np.arange(GRID, dtype=np.float32) + 0.5 - GRID / 2,) * 2)
 
 @dataclass(frozen=True)
 class Fit:
-    """A prototype in its place: `error` is the share of the blob that it leaves unexplained, `patch` and `model` on the grid."""
+    """A prototype in its place; x, y and extent as in `zoo.data.scenes.Placed`."""
 
     kind: Kind
     colour: str
     tint: Array  # the body colour that fits best, RGB
-    error: float
+    error: float  # the share of the blob that is left unexplained
     loose: float  # the same, forgiving displacements of a cell
     foreign: float  # share of the body that has another colour
     x: float

@@ -47,7 +47,8 @@ def as_pixels(picture: NDArray[np.uint8] | Array | Tensor) -> Array:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != 3 or array.shape[0] != array.shape[1] or array.shape[0] % SIDE:
         raise ValueError(
-            f"a picture of shape {tuple(picture.shape)} cannot be judged; expected [h, h, 3] or [3, h, h], h a multiple of {SIDE}"
+            f"a picture of shape {tuple(picture.shape)} cannot be judged; "
+            f"expected [h, h, 3] or [3, h, h] with h a multiple of {SIDE}"
         )
     pixels = array.astype(np.float32) * (1.0 if array.dtype == np.uint8 else 255.0)
     step = array.shape[0] // SIDE
@@ -93,9 +94,9 @@ def find_blobs(distance: Array) -> list[Blob]:
 
 
 def split(blob: Blob, distance: Array, share: float) -> list[Blob]:
-    """The blob cut where it is faint: cores above `share` of its clearest pixels, every other pixel to its nearest core."""
+    """The blob cut where it is faint: cores above `share` of its clearest pixels, the rest to the nearest core."""
     peak = np.quantile(distance[blob.mask], 0.95)
-    cores = find_cores(blob.mask & (distance > share * peak))
+    cores = _cores(blob.mask & (distance > share * peak))
     if len(cores) < 2:
         return [blob]
     seeds = np.zeros(distance.shape, np.int32)
@@ -108,7 +109,7 @@ def split(blob: Blob, distance: Array, share: float) -> list[Blob]:
     ]
 
 
-def find_cores(mask: Mask) -> list[Blob]:
+def _cores(mask: Mask) -> list[Blob]:
     labels, _ = ndimage.label(mask, _ALL)
     blobs = [
         Blob(labels == i, _box(where)) for i, where in enumerate(ndimage.find_objects(labels), 1) if where is not None
@@ -122,7 +123,7 @@ def _box(where: tuple[slice, slice]) -> tuple[int, int, int, int]:
 
 
 def _gather(blobs: list[Blob]) -> list[Blob]:
-    """Joins each blob to the larger one whose box holds at least half of its own: a face in a ring, the parts of a sketch."""
+    """Joins each blob to the larger one whose box holds half of its own: a face in a ring, the parts of a sketch."""
     gathered: list[Blob] = []
     for blob in sorted(blobs, key=lambda b: -_area(b.box)):
         for index, host in enumerate(gathered):

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from zoo.data.draw import PALETTE, render
-from zoo.data.scenes import COLOURS, FACE_EXTENT, SHAPES, STYLES, Placed, Scene
+from zoo.data.scenes import COLOURS, SHAPES, STYLES, Placed, Scene
 from zoo.evaluate.foreground import SIDE, Array, backdrop, distance_from, find_blobs
 
 CELLS, MARGIN = 24, 2  # a box is CELLS wide and high on the grid, with MARGIN cells around it
@@ -42,9 +42,9 @@ class Kind:
 class Prototypes:
     """n prototypes on the grid: body and covered [n, grid^2], fixed [n, grid^2, 3] and what is known of each.
 
-    `allowed` [n, colours] says for which colours the prototype holds (black and warm colours have accents of their own),
-    `size` [n, 2] is the width and height of the box as shares of the object's extent, `centre` [n, 2] the object's centre
-    from the box's, likewise, and `tilt` [n] in degrees.
+    `allowed` [n, colours] says for which colours the prototype holds (black and warm ones have accents of their own).
+    `size` [n, 2] is the width and height of the box, `centre` [n, 2] the object's centre from the box's, both as shares
+    of the object's extent; `tilt` [n] in degrees.
     """
 
     kinds: tuple[Kind, ...]
@@ -58,7 +58,7 @@ class Prototypes:
 
 
 def soften(picture: Array, box: Box) -> Array:
-    """The picture blurred by two thirds of a cell of the box, so that lines survive `on_grid` and small shifts cost little."""
+    """The picture blurred by two thirds of a cell: lines survive `on_grid`, and small shifts cost little."""
     left, top, right, bottom = box
     cell = max(right - left, bottom - top) / CELLS
     return ndimage.gaussian_filter(picture, (BLUR * cell, BLUR * cell, 0), truncate=2.5)

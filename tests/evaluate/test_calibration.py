@@ -1,0 +1,57 @@
+"""The checker's record meets what is asked of it; defects are what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from zoo.data.draw import render
+from zoo.data.scenes import random_scene
+from zoo.evaluate.calibration import GOAL, any_scenes, calibrate, changes, table
+from zoo.evaluate.defects import DEFECTS
+
+
+@pytest.mark.parametrize("condition", ["clean", "blurred and noisy"])
+def test_the_checker_is_calibrated(condition: str) -> None:
+    report = calibrate(300, seed=7, conditions=(condition,))
+    assert report["true"][condition] >= GOAL["true"]
+    assert report["changed"][condition]["all"] <= GOAL["changed"]
+    assert set(report["changed"][condition]) == {
+        "all",
+        "shape",
+        "colour",
+        "size",
+        "background",
+        "count",
+        "relation",
+        "style",
+        "face",
+    }
+    assert set(report["defects"][condition]) == set(DEFECTS)
+    assert min(report["defects"][condition].values()) >= GOAL["defects"]
+    assert all(kind in table(report) for kind in DEFECTS)
+
+
+def test_a_calibration_repeats_itself() -> None:
+    assert calibrate(8, seed=3, conditions=("noisy",)) == calibrate(8, seed=3, conditions=("noisy",))
+
+
+@pytest.mark.parametrize("kind", DEFECTS)
+def test_defects_change_the_picture(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        scene = random_scene(rng, kind="single")
+        assert np.abs(DEFECTS[kind](scene, rng).astype(int) - render(scene)).max() > 20
+
+
+def test_each_change_changes_one_facet() -> None:
+    rng = np.random.default_rng(2)
+    for scene in any_scenes(rng, 40):
+        said = scene.describe()
+        for facet, other in changes(said, rng):
+            differing = {
+                k for k in ("count", "relation", "background", "style", "face") if getattr(said, k) != getattr(other, k)
+            }
+            for a, b in zip(said.items, other.items, strict=True):
+                differing |= {k for k in ("shape", "colour", "size") if getattr(a, k) != getattr(b, k)}
+            assert differing == {facet}

@@ -1,0 +1,117 @@
+"""The checker on pictures whose contents are known, facet by facet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.data.draw import render
+from zoo.data.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Description, Item, Placed, Scene
+from zoo.evaluate.checker import judge, read
+from zoo.evaluate.foreground import as_pixels
+
+CAR_AND_TREE = Scene(
+    (Placed("car", "red", 0.27, 0.5, 0.42, 3), Placed("tree", "blue", 0.74, 0.5, 0.42, -3)),
+    "cream",
+    "cartoon",
+    True,
+    "left of",
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("style", STYLES)
+def test_every_shape_is_read_in_every_style_with_and_without_a_face(shape: str, style: str) -> None:
+    for face, background, colour in ((False, "white", "red"), (True, "night", "pink"), (True, "gray", "black")):
+        scene = Scene((Placed(shape, colour, 0.47, 0.53, 0.5, 4),), background, style, face)
+        reading = read(render(scene))
+        (thing,) = reading.objects
+        assert (reading.background, reading.strays, thing.flaw) == (background, 0, None)
+        assert (thing.shape, thing.colour, thing.face) == (shape, colour, face)
+        assert thing.style == style
+        assert abs(thing.x - 0.47) + abs(thing.y - 0.53) < 0.03
+        assert thing.extent == pytest.approx(0.5, rel=0.08)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_every_colour_is_read_on_every_background(background: str) -> None:
+    for colour in COLOURS:
+        if (colour, background) in {("black", "night"), ("blue", "sky blue"), ("green", "mint"), ("yellow", "cream")}:
+            continue
+        for style in STYLES:
+            picture = render(Scene((Placed("heart", colour, 0.5, 0.5, 0.6),), background, style, False))
+            assert [thing.colour for thing in read(picture).objects] == [colour]
+
+
+def test_a_true_description_is_right_and_each_changed_facet_is_named() -> None:
+    picture, said = render(CAR_AND_TREE), CAR_AND_TREE.describe()
+    assert judge(picture, said).ok
+    car, tree = said.items
+    wrong = {
+        "shape": replace(said, items=(replace(car, shape="cat"), tree)),
+        "colour": replace(said, items=(replace(car, colour="blue"), replace(tree, colour="red"))),
+        "size": replace(said, items=(replace(car, size="large"), tree)),
+        "count": Description((car,), count=1),
+        "relation": replace(said, relation="right of"),
+        "background": replace(said, background="white"),
+        "style": replace(said, style="sketch"),
+        "face": replace(said, face=False),
+    }
+    for facet, description in wrong.items():
+        verdict = judge(picture, description)
+        assert not verdict.ok
+        assert verdict.facets[facet] is False
+        assert verdict.reasons
+
+
+def test_what_is_left_open_is_not_judged() -> None:
+    verdict = judge(render(CAR_AND_TREE), Description((Item("tree"), Item("car"))))
+    assert verdict.ok
+    assert set(verdict.facets) == {"whole", "count", "shape"}
+
+
+def test_relations_are_told_apart() -> None:
+    picture = render(CAR_AND_TREE)
+    car, tree = Item("car"), Item("tree")
+    told = {
+        r: judge(picture, Description((car, tree), relation=r)).ok for r in ("left of", "right of", "above", "below")
+    }
+    assert told == {"left of": True, "right of": False, "above": False, "below": False}
+
+
+def test_larger_pictures_and_tensors_give_the_same_reading() -> None:
+    said = CAR_AND_TREE.describe()
+    for size in (64, 128, 256):
+        picture = render(CAR_AND_TREE, size)
+        tensor = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+        assert judge(picture, said).ok
+        assert judge(tensor, said) == judge(picture, said)
+
+
+def test_an_empty_picture_shows_nothing() -> None:
+    picture = np.full((64, 64, 3), 255, np.uint8)
+    assert read(picture).objects == ()
+    verdict = judge(picture, Description((Item("car"),)))
+    assert not verdict.ok
+    assert verdict.facets["count"] is False
+
+
+def test_noise_is_no_object() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert not judge(picture, Description((Item("car"),))).ok
+
+
+def test_two_objects_that_touch_stay_two() -> None:
+    scene = Scene(
+        (Placed("circle", "red", 0.3, 0.5, 0.4), Placed("circle", "blue", 0.68, 0.5, 0.4)), "white", "plain", False
+    )
+    assert judge(render(scene), Description((Item("circle", "red"), Item("circle", "blue")))).ok
+
+
+@pytest.mark.parametrize("shape", [(64, 48, 3), (3, 50, 50), (64, 64), (4, 64, 64)])
+def test_a_picture_of_the_wrong_size_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiple of 64"):
+        as_pixels(np.zeros(shape, np.float32))

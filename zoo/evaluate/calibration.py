@@ -1,0 +1,178 @@
+"""How far the checker can be trusted: `python -m zoo.evaluate.calibration` prints it.
+
+On freshly drawn scenes (every combination, held-out ones too) the checker should say yes to a true description and no
+to one with a facet changed, also on slightly blurred and noisy pictures, and no to pictures spoilt on purpose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from zoo.data.draw import render
+from zoo.data.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    STYLES,
+    Description,
+    Item,
+    Scene,
+    random_scene,
+)
+from zoo.evaluate.checker import judge, read
+from zoo.evaluate.defects import DEFECTS
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Rng: TypeAlias = np.random.Generator
+
+BLUR, NOISE = 0.6, 6.0  # standard deviations: pixels at 64, and levels of 255
+CONDITIONS = ("clean", "blurred", "noisy", "blurred and noisy")
+GOAL = {"true": 0.99, "changed": 0.01, "defects": 0.95}
+
+
+class Report(TypedDict):
+    """Shares of yes by condition: to true descriptions, to changed ones by facet, and of defects refused by kind."""
+
+    scenes: int
+    true: dict[str, float]
+    changed: dict[str, dict[str, float]]
+    defects: dict[str, dict[str, float]]
+
+
+@dataclass
+class _Tally:
+    """Counts of yes and of all."""
+
+    yes: Counter[str] = field(default_factory=Counter)
+    all: Counter[str] = field(default_factory=Counter)
+
+    def add(self, name: str, yes: bool) -> None:
+        self.yes[name] += yes
+        self.all[name] += 1
+
+    def shares(self) -> dict[str, float]:
+        return {name: round(self.yes[name] / count, 4) for name, count in self.all.items()}
+
+    def total(self) -> float:
+        return round(self.yes.total() / max(1, self.all.total()), 4)
+
+
+def calibrate(n: int = 1000, seed: int = 0, conditions: tuple[str, ...] = CONDITIONS) -> Report:
+    """The checker's record on `n` fresh scenes and `n` spoilt pictures in each condition, some 40 ms each pair."""
+    true, changed, defects = {}, {}, {}
+    for condition in conditions:
+        rng = np.random.default_rng((seed, CONDITIONS.index(condition)))
+        kept, facets = _Tally(), _Tally()
+        for scene in any_scenes(rng, n):
+            reading, said = read(weather(render(scene), condition, rng)), scene.describe()
+            kept.add("yes", judge(reading, said).ok)
+            for facet, other in changes(said, rng):
+                facets.add(facet, judge(reading, other).ok)
+        true[condition] = kept.total()
+        changed[condition] = {"all": facets.total(), **facets.shares()}
+        defects[condition] = _refused(n, condition, rng)
+    return Report(scenes=n, true=true, changed=changed, defects=defects)
+
+
+def any_scenes(rng: Rng, n: int) -> Iterator[Scene]:
+    """Scenes of every sort: half of them as in training, a quarter with dev and a quarter with test combinations."""
+    for index in range(n):
+        yield random_scene(rng, split=("train", "dev", "train", "test")[index % 4])
+
+
+def weather(picture: Pixels, condition: str, rng: Rng) -> Pixels:
+    """The picture as a decoder might leave it: a little blurred, noisy, or both."""
+    pixels = picture.astype(np.float32)
+    if "blurred" in condition:
+        pixels = ndimage.gaussian_filter(pixels, (BLUR, BLUR, 0))
+    if "noisy" in condition:
+        pixels = pixels + rng.normal(0, NOISE, pixels.shape)
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def changes(said: Description, rng: Rng) -> Iterator[tuple[str, Description]]:
+    """Every facet that is said, changed to another value, one at a time."""
+
+    def other(value: object, values: tuple[str, ...]) -> str:
+        return str(rng.choice([v for v in values if v != value]))
+
+    def with_item(item: Item) -> Description:
+        return replace(said, items=tuple(item if k == which else i for k, i in enumerate(said.items)))
+
+    which = int(rng.integers(len(said.items)))
+    item = said.items[which]
+    shapes = tuple(s for s in SHAPES if s not in {i.shape for i in said.items})
+    yield "shape", with_item(replace(item, shape=other(item.shape, shapes)))
+    yield "colour", with_item(replace(item, colour=other(item.colour, COLOURS)))
+    if len(said.items) == 2:
+        a, b = said.items
+        yield "colour", replace(said, items=(replace(a, colour=b.colour), replace(b, colour=a.colour)))
+        yield "relation", replace(said, relation=other(said.relation, RELATIONS))
+    else:
+        count = int(rng.choice([c for c in (1, 2, 3, 4) if c != said.count]))
+        yield "count", replace(said, count=count)
+    if item.size:
+        yield "size", with_item(replace(item, size=other(item.size, SIZES)))
+    yield "background", replace(said, background=other(said.background, BACKGROUNDS))
+    yield "style", replace(said, style=other(said.style, STYLES))
+    yield "face", replace(said, face=not said.face)
+
+
+def _refused(n: int, condition: str, rng: Rng) -> dict[str, float]:
+    """The share of no, by kind of defect, over `n` spoilt pictures in all."""
+    tally = _Tally()
+    for name, spoil in DEFECTS.items():
+        scenes = any_scenes(rng, 100 * n)
+        while tally.all[name] < max(1, n // len(DEFECTS)):
+            scene = next(scenes)
+            try:
+                picture = spoil(scene, rng)
+            except ValueError:  # no room for a stray: the next scene has
+                continue
+            tally.add(name, not judge(weather(picture, condition, rng), scene.describe()).ok)
+    return tally.shares()
+
+
+def holds(report: Report) -> bool:
+    """Whether every figure of a report is as good as it is asked to be."""
+    return (
+        all(share >= GOAL["true"] for share in report["true"].values())
+        and all(share <= GOAL["changed"] for row in report["changed"].values() for share in row.values())
+        and all(share >= GOAL["defects"] for row in report["defects"].values() for share in row.values())
+    )
+
+
+def table(report: Report) -> str:
+    """The report as text, a column a condition."""
+    names = list(report["true"])
+    rows: list[tuple[str, list[float]]] = [("yes to true descriptions", list(report["true"].values()))]
+    for title, part in (("yes with changed", report["changed"]), ("no to", report["defects"])):
+        kinds = dict.fromkeys(kind for row in part.values() for kind in row)
+        rows += [(f"{title} {kind}", [part[name].get(kind, float("nan")) for name in names]) for kind in kinds]
+    head = f"{'checker, ' + str(report['scenes']) + ' scenes':32}" + "".join(f"{name:>20}" for name in names)
+    return "\n".join([head, *(f"{title:32}" + "".join(f"{100 * v:>19.2f}%" for v in values) for title, values in rows)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the checker on freshly drawn and on spoilt pictures.")
+    parser.add_argument("--scenes", type=int, default=1000, help="scenes, and spoilt pictures, in each condition")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    report = calibrate(options.scenes, options.seed)
+    print(json.dumps(report) if options.json else table(report))
+
+
+if __name__ == "__main__":
+    main()
