@@ -1,0 +1,66 @@
+"""Samplers on a Gaussian mixture with its exact denoiser: deterministic ones converge with their order, stochastic ones
+reproduce mean and variance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.diffusion.samplers import SAMPLERS, find_sampler
+from zoo.diffusion.spacing import make_grid
+
+if TYPE_CHECKING:
+    from tests.diffusion.conftest import Mixture
+
+
+def no_noise(step: int) -> Tensor:
+    raise AssertionError("a deterministic sampler asked for noise")
+
+
+def end_of(mixture: Mixture, sampler: str, x: Tensor, steps: int) -> Tensor:
+    grid = make_grid(mixture.schedule, steps, "uniform_lambda", "sigma_min")
+    for step in SAMPLERS[sampler](mixture.predict, x, grid, no_noise):
+        x = step.x
+    return x
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        ("euler", 0.9),
+        ("ddim", 0.9),
+        ("heun", 1.8),
+        ("dpmpp_2m", 1.8),
+        ("unipc", 1.8),
+        ("unipc_bh1", 1.8),
+        ("plms", 1.8),
+    ],
+)
+def test_error_falls_with_the_order(mixture: Mixture, sampler: str, order: float) -> None:
+    x = torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = end_of(mixture, "heun", x, 1500)
+    steps = [20, 40, 80, 160]
+    errors = [(end_of(mixture, sampler, x, n) - exact).square().mean().sqrt() for n in steps]
+    run = torch.tensor(steps).double().log()
+    rise = torch.stack(errors).log()
+    slope = ((run - run.mean()) * (rise - rise.mean())).sum() / (run - run.mean()).square().sum()
+    assert -slope.item() >= order
+
+
+@pytest.mark.parametrize(
+    ("sampler", "eta"), [("ddpm", 0.0), ("euler_ancestral", 0.0), ("dpmpp_2m_sde", 0.0), ("ddim", 1.0)]
+)
+@pytest.mark.parametrize("spacing", ["trailing", "uniform_lambda"])
+def test_stochastic_samplers_reproduce_mean_and_variance(
+    mixture: Mixture, sampler: str, eta: float, spacing: str
+) -> None:
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(200_000, generator=random)
+    grid = make_grid(mixture.schedule, 250, spacing)
+    for step in find_sampler(sampler, eta)(mixture.predict, x, grid, lambda i: torch.randn(x.shape, generator=random)):
+        last = step.x
+    assert last.mean().item() == pytest.approx(mixture.mean, rel=0.02)
+    assert last.var().item() == pytest.approx(mixture.variance, rel=0.02)
