@@ -1,7 +1,7 @@
 """Rendered scenes on disk, drawn once and read as a memory map by every part that trains on them.
 
-A cache is a folder named after a fingerprint of what went into it, the drawing code included; it appears under its name
-only when it is complete. `$ZOO_CACHE` says where caches live (default: `cache/` in the working folder).
+A cache is a folder named after a fingerprint of what is in it; it appears under its name only when it is complete.
+`$ZOO_CACHE` says where caches live (default: `cache/` in the working folder).
 """
 
 from __future__ import annotations
@@ -9,25 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
 
-from zoo.data import artwork, draw
-from zoo.data import scenes as world
-from zoo.data.scenes import Scene
+from zoo.data.draw import render
+from zoo.data.scenes import Scene, random_scene
 from zoo.train.checkpoint import replacing
 from zoo.train.recipe import Table
 
+Array: TypeAlias = NDArray[Any]
 CHUNK = 500  # scenes drawn by one call of a worker
+PROBED = 100  # scenes that tell whether a cache is what today's code would draw
 
 
 class SceneData(Table):
@@ -46,13 +49,18 @@ class Scenes:
     folder: Path
 
     @cached_property
-    def images(self) -> np.ndarray:
+    def images(self) -> Array:
         return np.load(self.folder / "images.npy", mmap_mode="r")
 
     @cached_property
     def scenes(self) -> list[Scene]:
+        return list(self)
+
+    def __iter__(self) -> Iterator[Scene]:
+        """The scenes, read one by one."""
         with open(self.folder / "scenes.jsonl", encoding="utf-8") as lines:
-            return [Scene.from_dict(json.loads(line)) for line in lines]
+            for line in lines:
+                yield Scene.from_dict(json.loads(line))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,36 +68,57 @@ class Scenes:
 
 def scenes(data: SceneData) -> Scenes:
     """The training scenes that `data` asks for, drawn now unless an earlier run drew them."""
-    folder = root() / f"scenes-{fingerprint(data.scenes, data.size, data.seed, source(world, draw, artwork))}"
+    # Named by what the first scenes look like, so that a cache drawn by other code is not taken for a current one.
+    drawn = [_scene(data, index) for index in range(PROBED)]
+    name = fingerprint(data.scenes, data.size, data.seed, *(image.tobytes() for _, image in drawn))
+    folder = root() / f"scenes-{name}"
     if not folder.is_dir():
-        with building(folder) as temporary:
+        with replacing(folder) as temporary:
             _draw(temporary, data)
     return Scenes(folder)
 
 
-def root() -> Path:
-    return Path(os.environ.get("ZOO_CACHE") or "cache")
+def filled(folder: Path, shape: tuple[int, ...], chunks: Iterable[Array], *, what: str) -> Array:
+    """The float16 array of `shape` in a cache folder, as a memory map; made of `chunks` of rows if it is not there."""
+    if not folder.is_dir():
+        with replacing(folder) as temporary, tqdm(total=shape[0], desc=what, mininterval=2) as bar:
+            temporary.mkdir(parents=True)
+            array = np.lib.format.open_memmap(temporary / "array.npy", "w+", np.float16, shape)
+            row = 0
+            for chunk in chunks:
+                array[row : row + len(chunk)] = chunk
+                row += len(chunk)
+                bar.update(len(chunk))
+            assert row == shape[0], f"{row} rows were made, {shape[0]} promised"
+            array.flush()
+    return np.load(folder / "array.npy", mmap_mode="r")
 
 
-def fingerprint(*what: object) -> str:
-    """A short name for what determines a cache's content."""
-    return hashlib.sha256("\n".join(map(str, what)).encode()).hexdigest()[:12]
-
-
-def source(*modules: ModuleType) -> str:
-    """The hash of some modules' files, so that a cache drawn by older code is not taken for a current one."""
-    return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()
-
-
-building = replacing
-
-
-def picked(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def picked(array: Array, rows: Array) -> Array:
     """Rows of a memory map as an array in memory, read in order of their place on disk."""
     order = np.argsort(rows, kind="stable")
     out = np.empty((len(rows), *array.shape[1:]), array.dtype)
     out[order] = array[rows[order]]
     return out
+
+
+def root() -> Path:
+    """The folder that caches live in."""
+    return Path(os.environ.get("ZOO_CACHE") or "cache")
+
+
+def fingerprint(*what: object) -> str:
+    """A short name for what determines a cache's content."""
+    digest = hashlib.sha256()
+    for part in what:
+        digest.update(part if isinstance(part, bytes) else f"{part}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _scene(data: SceneData, index: int) -> tuple[Scene, Array]:
+    """Scene `index` and its picture: it has a seed of its own, so it does not matter which process draws it."""
+    scene = random_scene(np.random.default_rng([data.seed, index]))
+    return scene, render(scene, data.size)
 
 
 def _draw(folder: Path, data: SceneData) -> None:
@@ -98,29 +127,28 @@ def _draw(folder: Path, data: SceneData) -> None:
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape).flush()
     jobs = [(folder, data, start, min(start + CHUNK, data.scenes)) for start in range(0, data.scenes, CHUNK)]
     workers = min(data.workers or os.cpu_count() or 1, len(jobs))
-    with open(folder / "scenes.jsonl", "w", encoding="utf-8") as lines:
+    with ExitStack() as stack:
+        lines = stack.enter_context(open(folder / "scenes.jsonl", "w", encoding="utf-8"))
+        bar = stack.enter_context(
+            tqdm(total=data.scenes, desc=f"drawing {data.size}px scenes", unit="scene", mininterval=2)
+        )
         if workers == 1:
-            _write(lines, map(_chunk, jobs), data)
+            chunks: Iterable[list[str]] = map(_chunk, jobs)
         else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                _write(lines, pool.map(_chunk, jobs), data)
-
-
-def _write(lines, chunks: Iterable[list[str]], data: SceneData) -> None:  # type: ignore[no-untyped-def]
-    with tqdm(total=data.scenes, desc=f"drawing {data.size}px scenes", unit="scene", mininterval=2) as bar:
+            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            chunks = pool.map(_chunk, jobs)
         for chunk in chunks:
             lines.writelines(chunk)
             bar.update(len(chunk))
 
 
 def _chunk(job: tuple[Path, SceneData, int, int]) -> list[str]:
-    """Draw scenes start..stop into the cache; each has its own seed, so the workers' number does not matter."""
+    """Draw scenes start..stop into the cache; returns their JSON lines."""
     folder, data, start, stop = job
     images = np.load(folder / "images.npy", mmap_mode="r+")
     lines = []
     for index in range(start, stop):
-        scene = world.random_scene(np.random.default_rng([data.seed, index]))
-        images[index] = draw.render(scene, data.size)
+        scene, images[index] = _scene(data, index)
         lines.append(json.dumps(scene.to_dict(), ensure_ascii=False) + "\n")
     images.flush()
     return lines

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zoo.train import TrainingError
 from zoo.train.optimise import Ema
 
 KEEP = 2
@@ -40,15 +41,20 @@ def save(folder: Path, state: State, model: nn.Module, ema: Ema, optimiser: torc
     for name, parameter in model.named_parameters():
         for slot, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{slot}.{name}"] = value
-    path = folder / f"step-{state.step:08d}.safetensors"
+    whole = place(folder, state.step)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replacing(whole) as temporary:
         # Two names of one tensor, and layouts such as channels-last, are no matter of safetensors: it wants plain rows.
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(plain, temporary, metadata={"state": json.dumps(asdict(state))})
     for old in found(folder)[KEEP:]:
         old.unlink()
-    return path
+    return whole
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}.safetensors"
 
 
 def found(folder: Path) -> list[Path]:
@@ -60,30 +66,39 @@ def load(path: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimize
     """Put a checkpoint back into a freshly built model, average and optimiser.
 
     Raises:
-        ValueError: its tensors are not the ones that this model has; the message lists them.
+        TrainingError: its tensors are not the ones that this model has; the message lists them.
     """
     with safe_open(path, framework="pt") as file:
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         state = State(**json.loads(file.metadata()["state"]))
     _copy(path, _part(tensors, "model."), model.state_dict())
     _copy(path, _part(tensors, "ema."), ema.model.state_dict())
     slots = _part(tensors, "optimiser.")
-    for name, parameter in model.named_parameters():
-        mine = {key.removesuffix(f".{name}"): value for key, value in slots.items() if key.split(".", 1)[1] == name}
-        for slot, value in mine.items():
+    parameters = dict(model.named_parameters())
+    for key, value in slots.items():
+        slot, _, name = key.partition(".")
+        parameter = parameters[name]
+        if value.shape == parameter.shape:
             # Laid out in memory as the parameter is, or a resumed run would round differently.
-            like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-            optimiser.state[parameter][slot] = like.copy_(value)
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        optimiser.state[parameter][slot] = value.to(parameter.device)
     return state
 
 
 def resume(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> State | None:
-    """Load the newest checkpoint that can be read whole; None if there is none."""
-    for path in found(folder):
+    """Load the newest checkpoint that can be read; None if there is none at all.
+
+    Raises:
+        TrainingError: there are some, but none can be read, or the newest is of another model.
+    """
+    paths = found(folder)
+    for path in paths:
         try:
             return load(path, model, ema, optimiser)
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             print(f"skipping {path}, which cannot be read: {error}", flush=True)
+    if paths:
+        raise TrainingError(f"none of the checkpoints in {folder} can be read: remove them to begin again")
     return None
 
 
@@ -91,7 +106,7 @@ def resume(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Opti
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, file or folder, that takes its place only when the block ends well.
 
-    Written data reach the disk before the rename does, so a power cut leaves the old one or the new one, never half.
+    Written data reach the disk before the rename does, so a power cut leaves it whole or not there, never half.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _remove(temporary)
@@ -128,9 +143,9 @@ def _copy(path: Path, stored: Mapping[str, Tensor], target: Mapping[str, Tensor]
     wrong = sorted(stored.keys() ^ target.keys())
     wrong += [name for name in stored.keys() & target.keys() if stored[name].shape != target[name].shape]
     if wrong:
-        raise ValueError(
+        raise TrainingError(
             f"{path} was written by another model: {len(wrong)} tensors differ in name or shape, such as "
-            f"{', '.join(wrong[:5])}. Resume with the recipe it was trained with, or train into another folder (out=...)."
+            f"{', '.join(wrong[:5])}. Resume with its own recipe, or train into another folder (out=...)."
         )
     with torch.no_grad():
         for name, tensor in target.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image as PillowImage
@@ -18,6 +18,9 @@ from tqdm import tqdm
 from zoo.train.checkpoint import State
 from zoo.train.recipe import Recipe
 from zoo.train.task import Image
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Log:
@@ -46,24 +49,22 @@ class Log:
         self._pending.append((step, metrics))
         self._bar.update()
 
-    def not_finite(self) -> int | None:
-        """The first step whose loss is not finite among those not looked at yet; None if all are."""
-        if not self._pending:
-            return None
-        steps = [step for step, _ in self._pending]
-        rows = [torch.stack([v.float() for v in metrics.values()]) for _, metrics in self._pending]
-        names = [list(metrics) for _, metrics in self._pending]
+    def not_finite(self) -> tuple[int, str] | None:
+        """The first step whose loss or gradient is not finite, and which of them, among those not looked at yet."""
+        bad = None
+        for step, metrics in self._pending:
+            values = dict(zip(metrics, torch.stack([v.float() for v in metrics.values()]).tolist(), strict=True))
+            self._window.append(values)
+            wrong = [name for name in ("loss", "gradient") if not math.isfinite(values[name])]
+            bad = bad or ((step, wrong[0]) if wrong else None)
         self._pending = []
-        values = [dict(zip(n, row.tolist(), strict=True)) for n, row in zip(names, rows, strict=True)]
-        self._window += values
-        return next((s for s, v in zip(steps, values, strict=True) if not math.isfinite(v["loss"])), None)
+        return bad
 
-    def line(self, state: State, rate: float, progress: float) -> int | None:
-        """Print and record the means since the last line; returns what `not_finite` does."""
-        bad = self.not_finite()
+    def line(self, state: State, rate: float, progress: float) -> None:
+        """Print and record the means since the last line; call it after `not_finite`."""
         now = time.monotonic()
         speed = len(self._window) * self._recipe.batch / (now - self._since)
-        names = {name: None for values in self._window for name in values}
+        names = dict.fromkeys(name for values in self._window for name in values)
         means = {n: math.fsum(v[n] for v in self._window if n in v) / sum(n in v for v in self._window) for n in names}
         images = state.step * self._recipe.batch
         text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
@@ -74,7 +75,6 @@ class Log:
         self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed:.0f} images/s")
         self._scalars(state.step, means | {"lr": rate, "images_per_second": speed})
         self._window, self._since = [], now
-        return bad
 
     def inspected(self, state: State, picture: Image | None, figures: dict[str, float]) -> None:
         """Print figures of the averaged weights, and keep the picture in `samples/` and in TensorBoard."""
@@ -100,7 +100,7 @@ class Log:
             print(text, flush=True)
 
 
-def _board(recipe: Recipe, state: State):  # type: ignore[no-untyped-def]  # SummaryWriter is untyped
+def _board(recipe: Recipe, state: State) -> SummaryWriter | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -122,14 +122,12 @@ class StopSignals:
                 self._before[name] = signal.signal(name, self._stop)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
-        with contextlib.suppress(OSError):
-            print("stopping after this step, with a checkpoint", flush=True)
 
     def _restore(self) -> None:
         for name, handler in self._before.items():

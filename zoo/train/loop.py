@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from zoo.train import TrainingError, checkpoint
+from zoo.train import Summary, TrainingError, checkpoint
 from zoo.train.checkpoint import State
 from zoo.train.log import Log, StopSignals
 from zoo.train.optimise import Ema, adamw, learning_rate
@@ -27,18 +27,6 @@ from zoo.train.recipe import Recipe
 from zoo.train.task import Batch, Task
 
 AHEAD = 2  # batches prepared while a step computes
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a run ended: `finished` is False where it was interrupted; `folder` holds the weights where it was not."""
-
-    finished: bool
-    step: int
-    images: int
-    minutes: float
-    figures: dict[str, float]
-    folder: Path
 
 
 def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None, resume: bool = False) -> Summary:
@@ -54,8 +42,8 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
     held = checkpoint.found(checkpoints)
     if held and not resume:
         raise TrainingError(
-            f"{recipe.folder} already holds a run (its newest checkpoint is {held[0].name}): continue it with --resume, "
-            "choose another folder with out=..., or remove it"
+            f"{recipe.folder} already holds a run (its newest checkpoint is {held[0].name}): continue it with "
+            "--resume, choose another folder with out=..., or remove it"
         )
     task = kind(recipe, place)
     torch.manual_seed(recipe.seed)
@@ -66,18 +54,6 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
     _announce(recipe, state, place, sum(p.numel() for p in model.parameters()))
     if recipe.compile:
         task.compile(model)
-
-    def save() -> None:
-        checkpoint.save(checkpoints, state, model, ema, optimiser)
-
-    def check(bad: int | None) -> None:
-        if bad is not None:
-            good = checkpoint.found(checkpoints)
-            raise TrainingError(
-                f"the loss of step {bad} is not finite. "
-                + (f"The last good checkpoint is {good[0]}. " if good else "There is no checkpoint yet. ")
-                + f"Lower optimiser.lr (now {recipe.optimiser.lr:g}) or set autocast=no, and continue with --resume."
-            )
 
     started = time.monotonic() - state.seconds
     figures: dict[str, float] = {}
@@ -100,24 +76,30 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
 
             state = State(step + 1, time.monotonic() - started, recipe.model_dump_json())
             log.add(step, {"loss": loss.detach(), "gradient": norm.detach()} | metrics)
-            if state.step % recipe.log_every == 0:
-                check(log.line(state, rate, progress))
-            if state.step % recipe.sample_every == 0:
+            due = [
+                state.step % every == 0 for every in (recipe.log_every, recipe.sample_every, recipe.checkpoint_every)
+            ]
+            if any(due):
+                _check(log, recipe, checkpoints)
+            if due[0]:
+                log.line(state, rate, progress)
+            if due[1]:
                 figures = _inspect(accelerator, task, ema, log, state)
-            if state.step % recipe.checkpoint_every == 0:
-                check(log.not_finite())
-                save()
-        check(log.not_finite())
+            if due[2]:
+                checkpoint.save(checkpoints, state, model, ema, optimiser)
+        _check(log, recipe, checkpoints)
         finished = _progress(recipe, state.step, state.seconds) >= 1
-        if finished and state.step % recipe.sample_every:
+        if finished and not (figures and state.step % recipe.sample_every == 0):
             figures = _inspect(accelerator, task, ema, log, state)
-    save()
+    if not checkpoint.place(checkpoints, state.step).exists():
+        checkpoint.save(checkpoints, state, model, ema, optimiser)
     summary = Summary(
         finished, state.step, state.step * recipe.batch, state.seconds / 60, figures, recipe.folder / "final"
     )
     if finished:
         _export(task, ema, recipe, summary)
-    print(f"{'finished' if finished else 'stopped'} at step {state.step}: {summary.folder if finished else checkpoints}")
+    ending = f"finished at step {state.step}: {summary.folder}" if finished else f"stopped at step {state.step}: resume"
+    print(f"{ending} ({state.seconds / 60:.1f} minutes)", flush=True)
     return summary
 
 
@@ -167,6 +149,18 @@ def _progress(recipe: Recipe, step: int, seconds: float) -> float:
 
 def _seed(recipe: Recipe, step: int) -> int:
     return int(np.random.SeedSequence([recipe.seed, step, 1]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _check(log: Log, recipe: Recipe, checkpoints: Path) -> None:
+    """Stop at the first loss or gradient that is not finite: looked for before anything is said, shown or stored."""
+    bad = log.not_finite()
+    if bad is not None:
+        good = checkpoint.found(checkpoints)
+        raise TrainingError(
+            f"the {bad[1]} of step {bad[0]} is not finite. "
+            + (f"The last good checkpoint is {good[0]}. " if good else "There is no checkpoint yet. ")
+            + f"Lower optimiser.lr (now {recipe.optimiser.lr:g}) or set autocast=no, and continue with --resume."
+        )
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from zoo.train.recipe import Optimiser
 def learning_rate(settings: Optimiser, step: int, progress: float) -> float:
     """The rate of step `step` (from 0) at `progress` in [0, 1]: a linear warm-up counted in steps, then the decay."""
     progress = min(max(progress, 0.0), 1.0)
-    share = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 + 0.5 * math.cos(math.pi * progress)}[settings.decay]
+    shares = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 + 0.5 * math.cos(math.pi * progress)}
     rise = min(1.0, (step + 1) / (settings.warmup + 1))
-    return settings.lr * rise * (settings.final + (1 - settings.final) * share)
+    return settings.lr * rise * (settings.final + (1 - settings.final) * shares[settings.decay])
 
 
 def adamw(settings: Optimiser, model: nn.Module) -> torch.optim.AdamW:

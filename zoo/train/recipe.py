@@ -53,7 +53,7 @@ class Recipe(Table):
     optimiser: Optimiser = Optimiser()
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged weights, reached from below: min(ema, (1+s)/(10+s))
     autocast: Literal["bf16", "no"] = "bf16"
-    channels_last: bool | None = None  # memory layout; unset: on a GPU only (GroupNorm's backward in it crawls on a CPU)
+    channels_last: bool | None = None  # unset: on a GPU only (GroupNorm's backward crawls in it on a CPU)
     compile: bool = False
     threads: int = Field(0, ge=0)  # CPU threads; 0 leaves it to torch
     log_every: int = Field(50, ge=1)  # steps
@@ -74,6 +74,7 @@ class Recipe(Table):
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
+TableT = TypeVar("TableT", bound=Table)
 Tree = dict[str, object]
 
 
@@ -103,7 +104,7 @@ def read_toml(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
     return tree
 
 
-def validate(kind: type[RecipeT], tree: Tree) -> RecipeT:
+def validate(kind: type[TableT], tree: Tree) -> TableT:
     """The checked recipe.
 
     Raises:

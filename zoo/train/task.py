@@ -18,7 +18,7 @@ Image: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
 
 
 class Task(ABC, Generic[RecipeT]):
-    """One part of a model as something to train. It holds data and frozen networks; the trained model is handed to it."""
+    """One part as something to train. It holds data and frozen networks; the model that is trained is handed to it."""
 
     recipe_type: ClassVar[type[Recipe]]
 

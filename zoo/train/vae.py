@@ -1,4 +1,4 @@
-"""Training the autoencoder (arXiv 2112.10752): L1, the L1 of image gradients, a small KL, and late a patch discriminator."""
+"""Training the autoencoder (arXiv 2112.10752): L1, L1 of the edges, a small KL, and late a patch discriminator."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import cast
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from zoo import tensors
 from zoo.data.draw import render
 from zoo.data.scenes import random_scene
 from zoo.stable_diffusion.vae import VAE, VAEConfig
@@ -23,6 +23,7 @@ from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
 
 FRESH = 256  # scenes that PSNR and latent scale are measured on, drawn from a seed that training does not use
 SHOWN = 16
+WEIGHTS = "model.safetensors"
 
 
 class VaeRecipe(Recipe):
@@ -110,24 +111,29 @@ class VaeTask(Task[VaeRecipe]):
         return grid(rows, columns=8), {name: float(value) for name, value in figures.items()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """config.json, with the factor that brings this VAE's latents to unit variance, and the weights in half precision."""
+        """config.json, with the factor that brings its latents to unit variance, and the weights in half precision."""
         vae = _vae(model)
         with torch.no_grad():
             latents = torch.cat([vae.encode(part).mean for part in self.fresh.split(64)])
         measured = {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
         config = self.recipe.model.model_dump(mode="json") | measured
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        save_file({k: v.half().contiguous() for k, v in vae.state_dict().items()}, folder / "model.safetensors")
+        tensors.write(folder / WEIGHTS, vae.state_dict(), torch.float16)
 
 
-def load(folder: str | Path, device: torch.device) -> VAE:
-    """The VAE that a training run exported, frozen, in float32."""
-    from safetensors.torch import load_file
+def load(folder: str | Path) -> VAE:
+    """The VAE that a training run exported, frozen, in float32, on the CPU.
 
-    folder = Path(folder)
-    vae = VAE(VAEConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8")))
-    vae.load_state_dict(load_file(folder / "model.safetensors"))
-    return vae.to(device).requires_grad_(False).eval()
+    Raises:
+        ValueError: a file is missing or does not fit.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"no trained VAE in {folder}: train recipes/vae.toml, or say where one is with vae=...")
+    config = VAEConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    vae = tensors.on_meta(lambda: VAE(config))
+    tensors.assign(vae, tensors.read(path.with_name(WEIGHTS)), source=path.with_name(WEIGHTS))
+    return vae.requires_grad_(False).eval()
 
 
 def _vae(model: nn.Module) -> VAE:

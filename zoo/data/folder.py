@@ -1,0 +1,135 @@
+"""The user's own pictures: a folder of images with their captions in `metadata.jsonl`, the `imagefolder` convention.
+
+    pictures/
+        metadata.jsonl      {"file_name": "cat.png", "text": "my cat, asleep"}      one JSON object a line
+        cat.png
+        more/dog.jpg
+
+Other columns are allowed and kept. The whole file is checked when the folder is opened; a picture is decoded when asked
+for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+METADATA = "metadata.jsonl"
+NAMED = 5  # of many faults of one kind, how many an error names
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One captioned picture; `more` holds the columns beside `file_name` and `text`."""
+
+    path: Path
+    text: str
+    more: Mapping[str, object]
+
+    def image(self) -> Image.Image:
+        """The picture in RGB, turned as its camera said, what is transparent over white.
+
+        Raises:
+            ValueError: the file is damaged or not a picture.
+        """
+        try:
+            with Image.open(self.path) as opened:
+                turned = ImageOps.exif_transpose(opened)
+                if "transparency" not in turned.info and turned.mode not in ("RGBA", "LA", "PA", "RGBa", "La"):
+                    return turned.convert("RGB")
+                clear = turned.convert("RGBA")
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{self.path} cannot be read as a picture ({error}): replace it, or drop its line"
+            ) from error
+        white = Image.new("RGBA", clear.size, "white")
+        return Image.alpha_composite(white, clear).convert("RGB")
+
+    def pixels(self, size: int) -> NDArray[np.uint8]:
+        """The centre square, resampled to uint8 [size, size, 3]."""
+        return np.asarray(ImageOps.fit(self.image(), (size, size), Image.Resampling.LANCZOS))
+
+
+class ImageFolder(Sequence[Picture]):
+    """The captioned pictures of a folder, in the order of its metadata."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, file: str = "file_name", text: str = "text") -> None:
+        """Read and check the metadata; `file` and `text` name its two columns.
+
+        Raises:
+            ValueError: no such folder or metadata, a line that is no JSON object, a column or picture that is missing.
+        """
+        self.folder = Path(folder)
+        self._pictures = [self._picture(number, row, file, text) for number, row in self._rows()]
+        if not self._pictures:
+            raise ValueError(f"{self.folder / METADATA} has no lines: write one JSON object for each picture")
+        missing = [picture.path for picture in self._pictures if not picture.path.is_file()]
+        if missing:
+            names = ", ".join(path.relative_to(self.folder).as_posix() for path in missing[:NAMED])
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            raise ValueError(
+                f"{self.folder / METADATA} names pictures that are not there: {names}{more}. "
+                f"{file} is relative to the folder {self.folder}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Picture]: ...
+    def __getitem__(self, index: int | slice) -> Picture | list[Picture]:
+        return self._pictures[index]
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, object]]]:
+        """Line numbers, from 1, and what is on them; empty lines are passed over."""
+        path = self.folder / METADATA
+        if not self.folder.is_dir():
+            raise ValueError(f"there is no folder {self.folder}")
+        if not path.is_file():
+            raise ValueError(
+                f'{self.folder} has no {METADATA}: write lines such as {{"file_name": "a.png", "text": "..."}}'
+            )
+        try:
+            lines = path.read_text("utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"{path}, line {number} is {type(row).__name__}, not an object {{...}}")
+                yield number, row
+
+    def _picture(self, number: int, row: dict[str, object], file: str, text: str) -> Picture:
+        where = f"{self.folder / METADATA}, line {number}"
+        said = {}
+        for column in (file, text):
+            if column not in row:
+                near = difflib.get_close_matches(column, row, 1)
+                hint = f"; is it {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"{where} has no column {column!r}, only {', '.join(map(repr, row)) or 'nothing'}{hint}"
+                )
+            value = row[column]
+            if not isinstance(value, str):
+                raise ValueError(f"{where}: {column} is {value!r}, not a string")
+            said[column] = value
+        name = PurePosixPath(said[file])
+        if not name.parts or name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"{where}: {file} {said[file]!r} is not a path inside {self.folder}")
+        more = {key: value for key, value in row.items() if key not in (file, text)}
+        return Picture(self.folder / name, said[text], more)

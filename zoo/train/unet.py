@@ -1,0 +1,193 @@
+"""Training the text-conditional U-Net on cached latents and cached text (arXiv 2112.10752).
+
+Images and captions pass the frozen VAE and text encoder once, before training, and stay on disk in half precision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from zoo.data.captions import Language, caption
+from zoo.diffusion.denoiser import Denoiser, Target
+from zoo.diffusion.noise import ImageNoise
+from zoo.diffusion.objective import loss as objective
+from zoo.diffusion.sample import sample
+from zoo.diffusion.schedule import Schedule
+from zoo.interface import Conditioning, Sampling
+from zoo.stable_diffusion.parts import GeneratorConfig, LatentGenerator, VaeDecoder
+from zoo.stable_diffusion.unet import UNet, UNetConfig
+from zoo.stable_diffusion.vae import VAE
+from zoo.text.clip import ClipTextEncoder
+from zoo.train import vae as autoencoder
+from zoo.train.cache import Array, SceneData, Scenes, filled, fingerprint, picked, root, scenes
+from zoo.train.recipe import Recipe, RecipeError
+from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
+
+CHUNK = 200  # pictures or captions encoded at once
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+PROBED = 500  # captions that tell whether a cache is what today's code would say
+PROMPTS = (
+    "a large pink butterfly on a cream background, cartoon",
+    "粉色的蝴蝶,小精靈,卡通",
+    "a red circle to the left of a blue square on a white background",
+    "three small green stars on a night background",
+    "白色背景上的一只大的黑色的猫",
+    "一辆蓝色的汽车在一棵粉色的树的左边",
+    "a yellow house above a purple car on a mint background, sketch",
+    "四条红色的鱼",
+)
+
+
+class UNetRecipe(Recipe):
+    """The recipe of a latent generator: `vae` and `text_encoder` are the folders of the frozen parts."""
+
+    vae: Path = Path("runs/vae/final")
+    text_encoder: Path = Path("runs/clip/final")
+    model: UNetConfig = UNetConfig()
+    data: SceneData = SceneData()
+    captions: int = Field(2, ge=1)  # cached for each scene, in English and Chinese by turns
+    schedule: Schedule = Schedule("cosine")
+    prediction: Target = "v"
+    dropout: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one, for guidance
+    gamma: float | None = Field(5.0, gt=0)  # of the min-SNR weighting
+    guidance: float = Field(4.0, ge=0)  # of the sample grid
+    prompts: tuple[str, ...] = PROMPTS  # of the sample grid
+
+
+class UNetTask(Task[UNetRecipe]):
+    """Batches of latents and text tokens; the trained model is a `Denoiser`."""
+
+    recipe_type = UNetRecipe
+
+    def __init__(self, recipe: UNetRecipe, device: torch.device) -> None:
+        super().__init__(recipe, device)
+        try:
+            self.vae = autoencoder.load(recipe.vae).to(device)
+            self.text = ClipTextEncoder.load(recipe.text_encoder).to(device)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+        self._check()
+        pictures = scenes(recipe.data)
+        self.space = VaeDecoder(self.vae).needs.space
+        self.latents = latents(pictures, self.vae, self.space, device)
+        self.tokens = tokens(pictures, self.text, recipe.captions)
+        with torch.no_grad():
+            self.null = self.text.null(1).tokens.float()
+            self.shown = self.text.encode(recipe.prompts).tokens.float()
+
+    def build(self) -> nn.Module:
+        return Denoiser(UNet(self.recipe.model), self.recipe.schedule, self.recipe.prediction)
+
+    def compile(self, model: nn.Module) -> None:
+        model.get_submodule("network").compile()
+
+    def batch(self, step: int, rng: np.random.Generator) -> Batch:
+        rows = rng.integers(len(self.latents), size=self.recipe.batch)
+        which = rows * self.recipe.captions + rng.integers(self.recipe.captions, size=self.recipe.batch)
+        return {
+            "latents": torch.from_numpy(picked(self.latents, rows)),
+            "tokens": torch.from_numpy(picked(self.tokens, which)),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        recipe = self.recipe
+        x0 = batch["latents"].float().contiguous(memory_format=self.layout)
+        text = Conditioning(tokens=batch["tokens"].float())
+        # The CPU's generator, which the loop has seeded for this step: the same noise wherever the run goes on.
+        value = objective(
+            cast(Denoiser, model),
+            x0,
+            text,
+            null=Conditioning(tokens=self.null),
+            dropout=recipe.dropout,
+            gamma=recipe.gamma,
+            generator=torch.default_generator,
+        )
+        return value, {}
+
+    def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
+        """Pictures of the recipe's prompts, two of each, guided."""
+        prompts, again = len(self.recipe.prompts), 2
+        text = Conditioning(tokens=self.shown.repeat_interleave(again, 0))
+        empty = Conditioning(tokens=self.null.expand(prompts * again, -1, -1))
+        noise = ImageNoise(list(range(again)) * prompts)
+        shape = (prompts * again, *self.latents.shape[1:])
+        made = sample(cast(Denoiser, model), text, empty, noise, Sampling(guidance=self.recipe.guidance), shape)
+        return grid(self.vae.decode(self.vae.from_diffusion(made)), columns=8), {}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """unet/model.safetensors in half precision; config.json has the arguments for `LatentGenerator.load`."""
+        size = self.recipe.data.size
+        config = GeneratorConfig(
+            unet=self.recipe.model,
+            schedule=self.recipe.schedule,
+            text=self.text.produces,
+            latent_space=self.space,
+            factor=self.vae.downsampling,
+            resolution=(size, size),
+            prediction=self.recipe.prediction,
+        )
+        generator = LatentGenerator.of(cast(UNet, model.get_submodule("network")), config)
+        arguments, _ = generator.save(folder, torch.float16)
+        said = json.dumps(arguments, indent=1, ensure_ascii=False)
+        (folder / "config.json").write_text(said + "\n", encoding="utf-8")
+
+    def _check(self) -> None:
+        """The network fits the parts on either side of it."""
+        model, z, width = self.recipe.model, self.vae.config.latent_channels, self.text.produces.width
+        for key, value, wanted in (
+            ("model.in_channels", model.in_channels, z),
+            ("model.out_channels", model.out_channels, z),
+            ("model.context_width", model.context_width, width),
+        ):
+            if value != wanted:
+                raise RecipeError(f"{key} = {value}, but the frozen parts need {wanted}: set {key}={wanted}")
+        if self.recipe.data.size % (self.vae.downsampling * model.downsampling):
+            raise RecipeError(
+                f"data.size = {self.recipe.data.size} is no multiple of {self.vae.downsampling * model.downsampling}, "
+                "by which VAE and U-Net together shrink a picture"
+            )
+
+
+def latents(pictures: Scenes, vae: VAE, space: str, device: torch.device) -> Array:
+    """The posterior means of all pictures in the units of diffusion: float16 [scenes, channels, height, width]."""
+
+    @torch.no_grad()
+    def encoded() -> Iterator[Array]:
+        for start in range(0, len(pictures), CHUNK):
+            images = to_float(torch.from_numpy(pictures.images[start : start + CHUNK]).to(device))
+            yield vae.to_diffusion(vae.encode(images).mean).half().cpu().numpy()
+
+    size = pictures.images.shape[1] // vae.downsampling
+    shape = (len(pictures), vae.config.latent_channels, size, size)
+    folder = root() / f"latents-{fingerprint(pictures.folder.name, space)}"
+    return filled(folder, shape, encoded(), what="encoding pictures")
+
+
+def tokens(pictures: Scenes, text: ClipTextEncoder, captions: int) -> Array:
+    """Encoded captions, those of a scene in consecutive rows: float16 [scenes * captions, length, width]."""
+
+    def said() -> Iterator[str]:
+        for index, scene in enumerate(pictures):
+            for which in range(captions):
+                yield caption(scene, LANGUAGES[which % 2], np.random.default_rng([index, which, 7]))
+
+    @torch.no_grad()
+    def encoded() -> Iterator[Array]:
+        coming = said()
+        while chunk := list(islice(coming, CHUNK)):
+            yield text.encode(chunk).tokens.half().cpu().numpy()
+
+    spec = text.produces
+    shape = (len(pictures) * captions, spec.length or 0, spec.width)
+    folder = root() / f"text-{fingerprint(pictures.folder.name, spec.space, captions, *islice(said(), PROBED))}"
+    return filled(folder, shape, encoded(), what="encoding captions")
