@@ -108,8 +108,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Written data reach the disk before the rename does, so a power cut leaves it whole or not there, never half.
     """
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        if not _alive(int(left.name.split(".")[-2])):
+            _remove(left)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
     try:
         yield temporary
         for written in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
@@ -121,6 +123,17 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         _remove(temporary)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process may still be writing what it left."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
 
 
 def _sync(path: Path) -> None:
@@ -141,7 +154,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _copy(path: Path, stored: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     wrong = sorted(stored.keys() ^ target.keys())
-    wrong += [name for name in stored.keys() & target.keys() if stored[name].shape != target[name].shape]
+    wrong += sorted(name for name in stored.keys() & target.keys() if stored[name].shape != target[name].shape)
     if wrong:
         raise TrainingError(
             f"{path} was written by another model: {len(wrong)} tensors differ in name or shape, such as "

@@ -73,16 +73,16 @@ class UNetTask(Task[UNetRecipe]):
         try:
             self.vae = autoencoder.load(recipe.vae).to(device)
             self.text = ClipTextEncoder.load(recipe.text_encoder).to(device)
-        except ValueError as error:
+            with torch.no_grad():
+                self.null = self.text.null(1).tokens.float()
+                self.shown = self.text.encode(recipe.prompts).tokens.float()
+        except ValueError as error:  # a folder without them, or a prompt that is too long
             raise RecipeError(str(error)) from None
         self._check()
         pictures = scenes(recipe.data)
         self.space = VaeDecoder(self.vae).needs.space
         self.latents = latents(pictures, self.vae, self.space, device)
         self.tokens = tokens(pictures, self.text, recipe.captions)
-        with torch.no_grad():
-            self.null = self.text.null(1).tokens.float()
-            self.shown = self.text.encode(recipe.prompts).tokens.float()
 
     def build(self) -> nn.Module:
         return Denoiser(UNet(self.recipe.model), self.recipe.schedule, self.recipe.prediction)
