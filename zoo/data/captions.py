@@ -183,7 +183,8 @@ def _english(said: Description, rng: Rng) -> str:
     tail = [sprite, background, style]
     if listed:
         tail = [tail[i] for i in rng.permutation(3)]
-    return lead + things + "".join(tail)
+    text = lead + things + "".join(tail)
+    return text.replace(", ", ",") if listed and rng.random() < 0.3 else text
 
 
 def _en_noun(item: Item, count: int, rng: Rng, bare: bool = False) -> str:

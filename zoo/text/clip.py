@@ -55,21 +55,26 @@ class ClipTextEncoder(nn.Module):
     def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> ClipTextEncoder:
         """The text encoder of a model folder: its `text_encoder/` in the transformers layout and its `tokenizer/`.
 
+        A folder that is a whole CLIP, with its config.json and model.safetensors, gives its text tower.
+
         Raises:
             ValueError: a file is missing or damaged, or tensors are missing, unexpected or misshapen.
         """
+        whole = not (folder / CONFIG).is_file() and (folder / CONFIG.name).is_file()
+        source, weights = (folder / file.name if whole else folder / file for file in (CONFIG, WEIGHTS))
         try:
-            said = json.loads((folder / CONFIG).read_text("utf-8"))
+            said = json.loads(source.read_text("utf-8"))
+            said = said["text_config"] if whole else said
             config = CLIPTextConfig(**{field: said[field] for field in FIELDS if field in said})
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder / CONFIG} is not the config of a CLIP text tower: {error}") from error
-        stored = tensors.read(folder / WEIGHTS)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{source} is not the config of a CLIP text tower: {error}") from error
+        stored = tensors.read(weights)
         model = tensors.on_meta(lambda: CLIPTextModelWithProjection(config))
         if PROJECTION not in stored:
             model.text_projection = nn.Identity()
         # Not stored, so not on meta: see `tensors.on_meta`.
         model.text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
-        tensors.assign(model, stored, source=folder / WEIGHTS, ignore=LEFT_OVER)
+        tensors.assign(model, stored, source=weights, ignore=LEFT_OVER)
         return cls(model, Tokenizer.load(folder, config.max_position_embeddings), **_layer(arguments))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:

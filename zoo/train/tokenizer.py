@@ -37,8 +37,8 @@ class TokenizerRecipe(Table):
     """The recipe of a tokenizer."""
 
     part: Literal["tokenizer"]
-    captions: int = Field(200_000, ge=1000)
-    pieces: int = Field(640, ge=128)  # at most; the vocabulary ends where the captions' words end
+    captions: int = Field(50_000, ge=1000)
+    pieces: int = Field(444, ge=128)  # enough for every word of the captions to be one piece
     reserved: int = Field(64, ge=0)  # pieces <new0>, <new1> ... kept free for words that a user adds
     seed: int = 0
     out: Path = Path("runs/tokenizer")

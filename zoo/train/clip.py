@@ -1,0 +1,176 @@
+"""Training CLIP (arXiv 2103.00020) on scenes, with open_clip's model and loss.
+
+Every picture is seen with an English and a Chinese caption, and each caption with a copy in which one facet is changed
+(colours exchanged, the relation turned round, one more of them ...): hard negatives as in NegCLIP (arXiv 2210.01936),
+without which a contrastive model reads a caption as a bag of words.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from open_clip.loss import ClipLoss
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from zoo.clip import from_open_clip
+from zoo.data.captions import Language, caption, partial, swapped
+from zoo.data.scenes import Description
+from zoo.text.tokenizer import Tokenizer
+from zoo.train.cache import SceneData, picked, scenes
+from zoo.train.recipe import Recipe, Table
+from zoo.train.task import Batch, Image, Metrics, Task, to_float
+
+LANGUAGES: tuple[Language, Language] = ("en", "zh")
+WINDOW = 32  # the longest full caption has 27 pieces and two markers
+FRESH = 512
+
+
+class ClipModel(Table):
+    """The `[model]` table: both towers have `width` channels and heads of 32 or more."""
+
+    width: int = 192
+    heads: int = 4
+    vision_layers: int = 5
+    text_layers: int = 4
+    patch: int = 8
+    embedding: int = 256
+
+
+class ClipRecipe(Recipe):
+    """The recipe of a CLIP."""
+
+    model: ClipModel = ClipModel()
+    data: SceneData = SceneData()
+    tokenizer: Path = Path("runs/tokenizer/final/tokenizer.model")
+    full: float = Field(0.7, ge=0, le=1)  # share of captions that say everything
+    hard: float = Field(1.0, ge=0)  # weight of choosing the true caption among changed ones
+
+
+class ClipTask(Task[ClipRecipe]):
+    """Batches of pictures with two captions and their changed copies."""
+
+    recipe_type = ClipRecipe
+
+    def __init__(self, recipe: ClipRecipe, device: torch.device) -> None:
+        super().__init__(recipe, device)
+        self.scenes = scenes(recipe.data)
+        self.descriptions = [scene.describe() for scene in self.scenes.scenes]
+        self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), WINDOW)
+        self.contrast = ClipLoss(cache_labels=True)
+        self.fresh = self._batch(np.arange(FRESH), np.random.default_rng([recipe.seed, 2**40]))
+
+    def build(self) -> nn.Module:
+        shape = self.recipe.model
+        heads = {"width": shape.width, "heads": shape.heads, "layers": shape.text_layers}
+        text = CLIPTextCfg(
+            context_length=WINDOW,
+            vocab_size=len(self.tokenizer),
+            pool_type="eos",
+            eos_id=self.tokenizer.end,
+            pad_id=self.tokenizer.padding,
+            **heads,
+        )
+        vision = CLIPVisionCfg(
+            layers=shape.vision_layers,
+            width=shape.width,
+            head_width=shape.width // shape.heads,
+            patch_size=shape.patch,
+            image_size=self.recipe.data.size,
+        )
+        return cast(nn.Module, CLIP(shape.embedding, vision, text))
+
+    def batch(self, step: int, rng: np.random.Generator) -> Batch:
+        return self._batch(rng.integers(len(self.scenes), size=self.recipe.batch), rng)
+
+    def _batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        texts: list[list[str]] = [[], [], [], []]  # en, zh, changed en, changed zh
+        for row in rows:
+            whole = self.descriptions[row]
+            said = whole if rng.random() < self.recipe.full else partial(whole, rng)
+            wrong: Description = swapped(said, rng)
+            for language, true, false in zip(LANGUAGES, texts[:2], texts[2:], strict=True):
+                true.append(caption(said, language, rng))
+                false.append(caption(wrong, language, rng))
+        tokens = self.tokenizer.encode([text for column in texts for text in column])
+        images = torch.from_numpy(picked(self.scenes.images, rows))
+        return {"images": images, "tokens": tokens.unflatten(0, (4, len(rows)))}
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        image, texts, scale = self._embed(model, batch)
+        true, false = texts[:2], texts[2:]
+        pairs = [(image, true[0]), (image, true[1]), (true[0], true[1])]
+        contrast = torch.stack([self.contrast(a, b, scale) for a, b in pairs]).mean()
+        # The captions' languages also choose each other, so the text tower need not wait until the image tower sees.
+        en, zh = zip(true, false, strict=True)
+        choices = [_choose(image, *en, scale), _choose(image, *zh, scale)]
+        choices += [_choose(zh[0], *en, scale), _choose(en[0], *zh, scale)]
+        hard = torch.stack(choices).mean()
+        with torch.no_grad():
+            self._limit(model)
+            right = (image * true[0]).sum(-1) > (image * false[0]).sum(-1)
+        metrics = {"contrast": contrast, "hard": hard, "swap": right.float().mean(), "scale": scale}
+        return contrast + self.recipe.hard * hard, {name: value.detach() for name, value in metrics.items()}
+
+    def _embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor]:
+        clip = cast(CLIP, model)
+        tokens = batch["tokens"]
+        longest = int((tokens != self.tokenizer.padding).sum(-1).max())
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow on a CPU
+            image = F.normalize(clip.encode_image(to_float(batch["images"])).float(), dim=-1)
+            text = F.normalize(_encode_text(clip, tokens[..., :longest].flatten(0, 1)).float(), dim=-1)
+        return image, list(text.chunk(len(tokens))), clip.logit_scale.exp()
+
+    def _limit(self, model: nn.Module) -> None:
+        cast(CLIP, model).logit_scale.clamp_(max=float(np.log(100)))
+
+    def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
+        image, texts, _ = self._embed(model, {name: tensor.to(self.device) for name, tensor in self.fresh.items()})
+        figures = {}
+        for k, language in enumerate(LANGUAGES):
+            found = (image @ texts[k].T).argmax(-1) == torch.arange(len(image), device=self.device)
+            figures[f"retrieval_{language}"] = float(found.float().mean())
+            right = (image * texts[k]).sum(-1) > (image * texts[k + 2]).sum(-1)
+            figures[f"swap_{language}"] = float(right.float().mean())
+        return None, figures
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """A folder that `zoo.clip.Clip` and transformers read: config.json, model.safetensors, tokenizer/."""
+        shape, ids = self.recipe.model, self.tokenizer
+        common = {"hidden_size": shape.width, "intermediate_size": 4 * shape.width, "hidden_act": "gelu"}
+        common |= {"num_attention_heads": shape.heads, "layer_norm_eps": 1e-5, "projection_dim": shape.embedding}
+        text = common | {"num_hidden_layers": shape.text_layers, "vocab_size": len(ids)}
+        text |= {"max_position_embeddings": WINDOW, "pad_token_id": ids.padding}
+        text |= {"bos_token_id": ids.begin, "eos_token_id": ids.end}
+        vision = common | {"num_hidden_layers": shape.vision_layers, "patch_size": shape.patch}
+        vision |= {"image_size": self.recipe.data.size}
+        config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": shape.embedding}
+        config |= {"text_config": text, "vision_config": vision}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        state = from_open_clip(model.state_dict())
+        save_file({k: v.half() for k, v in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer" / "tokenizer.model").write_bytes(ids.model)
+
+
+def _encode_text(clip: CLIP, tokens: Tensor) -> Tensor:
+    """open_clip's `encode_text` on a window as short as the batch allows: the tower is causal, so padding adds nothing."""
+    length = tokens.shape[1]
+    x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+    x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
+    end = (tokens == clip.text_eos_id).int().argmax(-1)
+    return cast(Tensor, x[torch.arange(len(x), device=x.device), end] @ clip.text_projection)
+
+
+def _choose(query: Tensor, true: Tensor, false: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of the true caption among all true and changed captions of the batch."""
+    logits = scale * (query @ torch.cat([true, false]).T)
+    return F.cross_entropy(logits, torch.arange(len(query), device=query.device))
