@@ -58,11 +58,12 @@ def vocabulary() -> bytes:
 
 
 def shaken(module: nn.Module, seed: int, scale: float = 0.12) -> nn.Module:
-    """The module with every weight random, also those that training begins at zero."""
+    """The module with every weight random, also those that training begins at zero; linear ones so that text tells."""
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=source) * scale + (parameter.dim() == 1) * 0.5)
+            spread = 0.5 if parameter.dim() == 2 else scale
+            parameter.copy_(torch.randn(parameter.shape, generator=source) * spread + (parameter.dim() == 1) * 0.5)
     return module
 
 
@@ -81,7 +82,7 @@ def text_encoder(vocabulary: bytes, *, width: int = 32, seed: int = 1, layer: in
         pad_token_id=tokenizer.padding,
     )
     model = CLIPTextModelWithProjection(config)
-    shaken(model, seed, 0.3)
+    shaken(model, seed)
     return ClipTextEncoder(model, tokenizer, layer=layer)
 
 
@@ -124,7 +125,7 @@ def write_model(folder: Path, vocabulary: bytes, *, seed: int = 0, width: int = 
         decoder,
         family="stable-diffusion",
         resolution=(32, 32),
-        defaults={"steps": 3, "guidance": 2.0},
+        defaults={"steps": 3, "guidance": 5.0},
         dtype=torch.float16,
         summary="Random weights, for tests.",
         languages=("en", "zh"),

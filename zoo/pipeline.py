@@ -237,7 +237,7 @@ class Pipeline:
 def _observer(progress: bool, callback: Observer | None, total: int) -> Iterator[Observer]:
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
+    with tqdm(total=total, disable=not progress, unit="step") as bar:
 
         def observe(stage: str, step: Step) -> bool | None:
             bar.set_description(stage, refresh=False)

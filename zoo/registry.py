@@ -51,8 +51,9 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         return Path(name)
     if isinstance(name_or_path, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _fetch(name)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
+    lower = {known_name.lower(): known_name for known_name in known}
+    near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(sorted(known)) or 'none'}."
     raise ValueError(f"unknown model {name!r}: {hint} A folder or a hub id (owner/name) works too.")
 
 

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from zoo import cli
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shelf: Path) -> Run:
+    return Run(monkeypatch, capsys)
+
+
+class Run:
+    """The command line in this process: (status, stdout, stderr)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+        self.capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        out, err = self.capsys.readouterr()
+        return status, out, err
+
+
+def test_help_has_examples(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    for command in ("list", "generate", "card", "train", "evaluate"):
+        assert command in out
+        status, told, _ = run(command, "--help")
+        assert status == 0
+        assert f"\n  zoo {command}" in told, f"zoo {command} --help has no example"
+
+
+def test_list_and_card(run: Run) -> None:
+    assert "tiny\tRandom weights, for tests.\n" in run("list")[1]
+    assert run("list", "ti*")[1].splitlines() == ["tiny\tRandom weights, for tests."]
+    assert run("card", "tiny")[1].startswith("---\nlicense")
+
+
+def test_generate(run: Run, tmp_path: Path) -> None:
+    arguments = ["-m", "tiny", "-n", "2", "--seed", "4", "--steps", "2", "--sampler", "ddim", "--guidance", "3"]
+    arguments += ["--negative", "star", "--device", "cpu"]
+    status, out, err = run("generate", "a red circle", "粉色的蝴蝶", *arguments, "--out", str(tmp_path))
+    assert status == 0, err
+    paths = [Path(line) for line in out.splitlines()]
+    assert len(paths) == 5
+    assert set(paths) == set(tmp_path.iterdir())
+    with Image.open(paths[1]) as image:
+        said = image.text  # type: ignore[attr-defined]
+    assert (said["prompt"], said["negative"], said["model"], said["seed"]) == ("a red circle", "star", "tiny", "5")
+    settings = json.loads(said["settings"])
+    assert (settings["steps"], settings["sampler"], settings["guidance"]) == (2, "ddim", 3.0)
+    status, out, err = run("generate", "a star", *arguments, "--image", str(paths[0]), "-o", str(tmp_path))
+    assert status == 0, err
+
+
+def test_unknown_words_are_one_line(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("generate", "a zeppelin", "-m", "tiny", "-n", "1", "--steps", "1", "-o", str(tmp_path))
+    assert status == 0
+    assert err == "note: the text encoder does not know 'zeppelin': expect the picture to ignore it\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("generate star -m tinny", "unknown model 'tinny': did you mean 'tiny'"),
+        ("generate star -m tiny --sampler dpmp_2m", "unknown sampler 'dpmp_2m'"),
+        ("generate star -m tiny --steps 0", "steps must be"),
+        ("generate star -m tiny --height 31", "impossible size 31 x 32"),
+        ("generate star -m tiny --image nowhere.png", "nowhere.png"),
+        ("generate star -m tiny --image pyproject.toml", "is not a picture"),
+        ("generate star -m tiny --device mars", "device 'mars' cannot be used"),
+        ("generate", "Missing argument"),
+        ("generate star --steps many", "Invalid value for '--steps'"),
+        ("card tinny", "unknown model"),
+        ("evaluate tinny", "unknown model"),
+        ("train nowhere.toml", "nowhere.toml"),
+        ("paint", "No such command"),
+    ],
+)
+def test_bad_input_is_told_in_words(run: Run, arguments: str, message: str) -> None:
+    status, _, err = run(*arguments.split())
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err

@@ -1,0 +1,35 @@
+"""`import zoo` is instant, and every module can be imported."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+
+import zoo
+
+HEAVY = ("torch", "transformers", "diffusers", "numpy", "PIL", "pydantic", "typer", "tqdm", "huggingface_hub")
+
+
+def imported(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after a statement."""
+    script = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_zoo_imports_nothing_heavy() -> None:
+    assert imported("import zoo; zoo.list_models()").isdisjoint(HEAVY)
+
+
+def test_face() -> None:
+    for name in zoo.__all__:
+        assert getattr(zoo, name).__doc__, f"zoo.{name} has no docstring"
+        assert name in dir(zoo)
+
+
+def test_every_module_imports() -> None:
+    for module in pkgutil.walk_packages(zoo.__path__, "zoo."):
+        if not module.name.endswith("__main__") and "_weights" not in module.name:
+            assert import_module(module.name).__doc__, f"{module.name} has no docstring"

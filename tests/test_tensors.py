@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from zoo import tensors
+
+
+def weights(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)} | changed
+
+
+def test_half_precision_file_to_float32_module(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "model.safetensors"
+    tensors.write(path, weights(), torch.float16)
+    stored = tensors.read(path)
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    layer = tensors.on_meta(lambda: nn.Linear(3, 2))
+    assert layer.weight.is_meta
+    tensors.assign(layer, stored, source=path)
+    assert layer.weight.dtype == torch.float32
+    assert torch.equal(layer.weight, weights()["weight"])
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.safetensors"]
+
+
+def test_every_fault_is_listed_at_once() -> None:
+    given = {"weight": torch.zeros(3, 2), "scale": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"here does not fit Linear") as caught:
+        tensors.assign(tensors.on_meta(lambda: nn.Linear(3, 2)), given, source="here")
+    message = str(caught.value)
+    assert "missing (1): bias" in message
+    assert "unexpected (1): scale" in message
+    assert "misshapen (1): weight [3, 2] instead of [2, 3]" in message
+
+
+def test_named_left_overs_only() -> None:
+    layer = tensors.on_meta(lambda: nn.Linear(3, 2))
+    tensors.assign(layer, weights(position_ids=torch.ones(1)), source="here", ignore=[r"position_ids"])
+    with pytest.raises(ValueError, match="unexpected"):
+        tensors.assign(layer, weights(position_ids2=torch.ones(1)), source="here", ignore=[r"position_ids"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(value: float, tmp_path: Path) -> None:
+    bad = weights(bias=torch.tensor([1.0, value]))
+    with pytest.raises(ValueError, match=r"not finite \(1\): bias"):
+        tensors.assign(tensors.on_meta(lambda: nn.Linear(3, 2)), bad, source="here")
+    with pytest.raises(ValueError, match="bias holds NaN or infinity"):
+        tensors.write(tmp_path / "x.safetensors", bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_too_large_for_half_precision(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="infinity as torch.float16"):
+        tensors.write(tmp_path / "x.safetensors", {"a": torch.tensor([1e5])}, torch.float16)
+
+
+def test_a_buffer_that_is_not_stored_is_not_left_without_values() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.arange(4), persistent=False)
+
+    with pytest.raises(ValueError, match="leaves places of Counting without values"):
+        tensors.assign(tensors.on_meta(Counting), {}, source="here")
+
+
+def test_damaged_and_missing_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors.write(path, weights())
+    path.write_bytes(path.read_bytes()[:-8])
+    for broken in (path, tmp_path / "none.safetensors"):
+        with pytest.raises(ValueError, match="cannot be read as safetensors"):
+            tensors.read(broken)
+
+
+def test_fingerprint() -> None:
+    half = {name: tensor.half() for name, tensor in weights().items()}
+    mark = tensors.fingerprint(weights())
+    assert tensors.fingerprint(half) == mark
+    assert tensors.fingerprint(dict(reversed(weights().items()))) == mark
+    assert tensors.fingerprint(weights(bias=torch.tensor([1.0, 1.01]))) != mark
+    assert tensors.fingerprint({"weight": weights()["weight"].reshape(3, 2), "bias": torch.ones(2)}) != mark
