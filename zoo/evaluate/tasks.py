@@ -162,8 +162,8 @@ def read_cases(path: str | Path, seed: int = 0) -> list[Case]:
 
     `scene` is what the picture is judged by, as `zoo.data.scenes.Description.from_dict` takes it: `items` (one or two,
     each with `shape` and, if said, `colour` and `size`), and if said `count` (1 to 4, with one item), `relation` (of
-    the first item to the second), `background`, `style` and `face` (true or false). `task` is any name ("custom" if left
-    out); `language` is en or zh (zh if left out and the prompt has Chinese characters); `seed` is the picture's.
+    the first item to the second), `background`, `style` and `face` (true or false). `task` is any name ("custom" if
+    left out); `language` is en or zh (zh if left out and the prompt has Chinese characters); `seed` is the picture's.
 
     Raises:
         ValueError: a line that is not as above; the message gives its number and what is wrong.
