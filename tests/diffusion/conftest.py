@@ -63,11 +63,16 @@ class ExactNetwork(nn.Module):
         return target(self.prediction, x0, (x - alpha * x0) / sigma, alpha, sigma)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mixture_of() -> Callable[[Schedule], Mixture]:
     return Mixture
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mixture() -> Mixture:
     return Mixture(Schedule("scaled_linear"))
+
+
+@pytest.fixture(scope="session")
+def zero_snr_mixture() -> Mixture:
+    return Mixture(Schedule("scaled_linear").zero_terminal_snr())

@@ -27,6 +27,17 @@ def end_of(mixture: Mixture, sampler: str, x: Tensor, steps: int) -> Tensor:
     return x
 
 
+@pytest.fixture(scope="module")
+def start() -> Tensor:
+    return torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def exact(mixture: Mixture, start: Tensor) -> Tensor:
+    """Where the start leads, with an error some hundred times below the least one measured."""
+    return end_of(mixture, "unipc", start, 1000)
+
+
 @pytest.mark.parametrize(
     ("sampler", "order"),
     [
@@ -39,11 +50,9 @@ def end_of(mixture: Mixture, sampler: str, x: Tensor, steps: int) -> Tensor:
         ("plms", 1.8),
     ],
 )
-def test_error_falls_with_the_order(mixture: Mixture, sampler: str, order: float) -> None:
-    x = torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    exact = end_of(mixture, "heun", x, 1500)
+def test_error_falls_with_the_order(mixture: Mixture, start: Tensor, exact: Tensor, sampler: str, order: float) -> None:
     steps = [20, 40, 80, 160]
-    errors = [(end_of(mixture, sampler, x, n) - exact).square().mean().sqrt() for n in steps]
+    errors = [(end_of(mixture, sampler, start, n) - exact).square().mean().sqrt() for n in steps]
     run = torch.tensor(steps).double().log()
     rise = torch.stack(errors).log()
     slope = ((run - run.mean()) * (rise - rise.mean())).sum() / (run - run.mean()).square().sum()
@@ -53,13 +62,10 @@ def test_error_falls_with_the_order(mixture: Mixture, sampler: str, order: float
 @pytest.mark.parametrize(
     ("sampler", "eta"), [("ddpm", 0.0), ("euler_ancestral", 0.0), ("dpmpp_2m_sde", 0.0), ("ddim", 1.0)]
 )
-@pytest.mark.parametrize("spacing", ["trailing", "uniform_lambda"])
-def test_stochastic_samplers_reproduce_mean_and_variance(
-    mixture: Mixture, sampler: str, eta: float, spacing: str
-) -> None:
+def test_stochastic_samplers_reproduce_mean_and_variance(mixture: Mixture, sampler: str, eta: float) -> None:
     random = torch.Generator().manual_seed(1)
-    x = torch.randn(200_000, generator=random)
-    grid = make_grid(mixture.schedule, 250, spacing)
+    x = torch.randn(100_000, generator=random)
+    grid = make_grid(mixture.schedule, 250, "uniform_lambda")
     for step in find_sampler(sampler, eta)(mixture.predict, x, grid, lambda i: torch.randn(x.shape, generator=random)):
         last = step.x
     assert last.mean().item() == pytest.approx(mixture.mean, rel=0.02)

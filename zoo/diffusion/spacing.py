@@ -94,9 +94,10 @@ def _lcm(schedule: Schedule, steps: int) -> list[float]:
 
 def _karras(schedule: Schedule, steps: int) -> list[float]:
     """Evenly in (sigma / alpha)^(1/7) over the schedule's whole range (arXiv 2206.00364)."""
-    first, last = (math.exp(-schedule.lambdas[i].item() / 7) for i in (-1, 0))
-    ratios = (first + i / max(steps - 1, 1) * (last - first) for i in range(steps))
-    return [-7 * math.log(ratio) for ratio in ratios]
+    # The ends are put in as they are, so that rounding does not move them.
+    most, least = schedule.lambdas[-1].item(), schedule.lambdas[0].item()
+    roots = torch.linspace(math.exp(-most / 7), math.exp(-least / 7), steps, dtype=torch.float64)[1:-1]
+    return [most, *(-7 * roots.log()).tolist(), least][:steps]
 
 
 def _uniform_lambda(schedule: Schedule, steps: int) -> list[float]:
