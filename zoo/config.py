@@ -20,6 +20,7 @@ def _inside(path: str) -> str:
 
 
 InnerPath = Annotated[str, AfterValidator(_inside)]
+SharedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -34,6 +35,7 @@ class PartConfig(Strict):
     arguments: dict[str, JsonValue] = {}
     files: dict[InnerPath, Sha256] = {}
     folder: InnerPath = "."  # where below the model folder the part's own folders lie
+    shared: SharedName | None = None  # the neighbouring folder that holds the files instead: parts used by many models
 
 
 class Defaults(Strict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import json
 import os
 from pathlib import Path
 
@@ -26,8 +27,17 @@ def models() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for shelf in shelves():
         for config in sorted(shelf.glob(f"*/{CONFIG}")):
-            found.setdefault(config.parent.name, config.parent)
+            if _is_model(config):
+                found.setdefault(config.parent.name, config.parent)
     return found
+
+
+def _is_model(config: Path) -> bool:
+    """Whether it is a model's config: shelves also hold single parts that models share, under configs of their own."""
+    try:
+        return "format" in json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return True  # a damaged model is listed, and loading it says what is wrong
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -49,6 +49,8 @@ def load_part(folder: Path, config: PartConfig) -> Part:
     Raises:
         ValueError: a file is missing, changed or damaged, the class is unknown, or the weights do not fit it.
     """
+    if config.shared is not None:
+        folder = folder.resolve().parent / config.shared
     for name, expected in config.files.items():
         path = folder / name
         if not path.is_file():
@@ -79,6 +81,17 @@ def save_part(folder: Path, part: Part, *, subfolder: str = ".", dtype: torch.dt
     arguments, files = part.save(root, dtype)
     checked = {(root / file).relative_to(folder).as_posix(): tensors.sha256(root / file) for file in files}
     return PartConfig.model_validate({"kind": kind, "arguments": arguments, "files": checked, "folder": subfolder})
+
+
+def share_part(
+    folder: Path, shared: Path, kind: str, arguments: Mapping[str, object], files: Sequence[str]
+) -> PartConfig:
+    """The config of a part whose files lie in `shared`, a folder beside the model's own."""
+    if shared.resolve().parent != folder.resolve().parent:
+        raise ValueError(f"{shared} must lie beside {folder} to be shared with it")
+    checked = {name: tensors.sha256(shared / name) for name in files}
+    said = {"kind": kind, "arguments": arguments, "files": checked, "shared": shared.name}
+    return PartConfig.model_validate(said)
 
 
 def save_model(

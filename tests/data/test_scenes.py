@@ -18,7 +18,6 @@ from zoo.data.scenes import (
     SINGLE_SIZES,
     STYLES,
     Description,
-    Item,
     Placed,
     Scene,
     heldout,

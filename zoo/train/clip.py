@@ -2,7 +2,9 @@
 
 Every picture is seen with an English and a Chinese caption, and each caption with a copy in which one facet is changed
 (colours exchanged, the relation turned round, one more of them ...): hard negatives as in NegCLIP (arXiv 2210.01936),
-without which a contrastive model reads a caption as a bag of words.
+without which a contrastive model reads a caption as a bag of words. Two reading heads, dropped after training, ask the
+tokens and the image embedding for every facet: a generator will look for them there, one layer before the last, where
+the contrastive loss alone reaches only the end marker.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from zoo.data.captions import Language, caption, partial, swapped
 from zoo.data.scenes import Description
 from zoo.text.tokenizer import Tokenizer
 from zoo.train.cache import SceneData, picked, scenes
+from zoo.train.facets import CrossAttentionProbe, LinearProbe, labels, misread
 from zoo.train.recipe import Recipe, Table
 from zoo.train.task import Batch, Image, Metrics, Task, to_float
 
@@ -53,6 +56,7 @@ class ClipRecipe(Recipe):
     tokenizer: Path = Path("runs/tokenizer/final/tokenizer.model")
     full: float = Field(0.7, ge=0, le=1)  # share of captions that say everything
     hard: float = Field(1.0, ge=0)  # weight of choosing the true caption among changed ones
+    read: float = Field(0.2, ge=0)  # weight of each reading head, summed over facets
 
 
 class ClipTask(Task[ClipRecipe]):
@@ -86,26 +90,35 @@ class ClipTask(Task[ClipRecipe]):
             patch_size=shape.patch,
             image_size=self.recipe.data.size,
         )
-        return cast(nn.Module, CLIP(shape.embedding, vision, text))
+        return nn.ModuleDict(
+            {
+                "clip": CLIP(shape.embedding, vision, text),
+                "text_reader": CrossAttentionProbe(shape.width),
+                "image_reader": LinearProbe(shape.embedding),
+            }
+        )
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
         return self._batch(rng.integers(len(self.scenes), size=self.recipe.batch), rng)
 
     def _batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         texts: list[list[str]] = [[], [], [], []]  # en, zh, changed en, changed zh
+        facets: list[list[list[int]]] = [[], []]  # of the true captions, of the changed ones
         for row in rows:
             whole = self.descriptions[row]
             said = whole if rng.random() < self.recipe.full else partial(whole, rng)
             wrong: Description = swapped(said, rng)
+            facets[0].append(labels(said))
+            facets[1].append(labels(wrong))
             for language, true, false in zip(LANGUAGES, texts[:2], texts[2:], strict=True):
                 true.append(caption(said, language, rng))
                 false.append(caption(wrong, language, rng))
         tokens = self.tokenizer.encode([text for column in texts for text in column])
         images = torch.from_numpy(picked(self.scenes.images, rows))
-        return {"images": images, "tokens": tokens.unflatten(0, (4, len(rows)))}
+        return {"images": images, "tokens": tokens.unflatten(0, (4, len(rows))), "facets": torch.tensor(facets)}
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
-        image, texts, scale = self._embed(model, batch)
+        image, texts, scale, hidden = self._embed(model, batch)
         true, false = texts[:2], texts[2:]
         pairs = [(image, true[0]), (image, true[1]), (true[0], true[1])]
         contrast = torch.stack([self.contrast(a, b, scale) for a, b in pairs]).mean()
@@ -114,26 +127,29 @@ class ClipTask(Task[ClipRecipe]):
         choices = [_choose(image, *en, scale), _choose(image, *zh, scale)]
         choices += [_choose(zh[0], *en, scale), _choose(en[0], *zh, scale)]
         hard = torch.stack(choices).mean()
+        facets = batch["facets"]
+        read_text = misread(model.get_submodule("text_reader")(hidden), facets[[0, 0, 1, 1]].flatten(0, 1))
+        read_image = misread(model.get_submodule("image_reader")(image), facets[0])
         with torch.no_grad():
-            self._limit(model)
+            _clip(model).logit_scale.clamp_(max=float(np.log(100)))
             right = (image * true[0]).sum(-1) > (image * false[0]).sum(-1)
         metrics = {"contrast": contrast, "hard": hard, "swap": right.float().mean(), "scale": scale}
-        return contrast + self.recipe.hard * hard, {name: value.detach() for name, value in metrics.items()}
+        metrics |= {"read_text": read_text, "read_image": read_image}
+        loss = contrast + self.recipe.hard * hard + self.recipe.read * (read_text + read_image)
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor]:
-        clip = cast(CLIP, model)
-        tokens = batch["tokens"]
+    def _embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+        """Unit vectors of images and of each column of texts, the temperature, and the texts' last but one layer."""
+        clip, tokens = _clip(model), batch["tokens"]
         longest = int((tokens != self.tokenizer.padding).sum(-1).max())
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow on a CPU
             image = F.normalize(clip.encode_image(to_float(batch["images"])).float(), dim=-1)
-            text = F.normalize(_encode_text(clip, tokens[..., :longest].flatten(0, 1)).float(), dim=-1)
-        return image, list(text.chunk(len(tokens))), clip.logit_scale.exp()
-
-    def _limit(self, model: nn.Module) -> None:
-        cast(CLIP, model).logit_scale.clamp_(max=float(np.log(100)))
+            text, hidden = _encode_text(clip, tokens[..., :longest].flatten(0, 1))
+        text = F.normalize(text.float(), dim=-1)
+        return image, list(text.chunk(len(tokens))), clip.logit_scale.exp(), hidden
 
     def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
-        image, texts, _ = self._embed(model, {name: tensor.to(self.device) for name, tensor in self.fresh.items()})
+        image, texts, _, _ = self._embed(model, {name: tensor.to(self.device) for name, tensor in self.fresh.items()})
         figures = {}
         for k, language in enumerate(LANGUAGES):
             found = (image @ texts[k].T).argmax(-1) == torch.arange(len(image), device=self.device)
@@ -155,19 +171,30 @@ class ClipTask(Task[ClipRecipe]):
         config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": shape.embedding}
         config |= {"text_config": text, "vision_config": vision}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        state = from_open_clip(model.state_dict())
+        state = from_open_clip(_clip(model).state_dict())
         save_file({k: v.half() for k, v in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "tokenizer").mkdir()
         (folder / "tokenizer" / "tokenizer.model").write_bytes(ids.model)
 
 
-def _encode_text(clip: CLIP, tokens: Tensor) -> Tensor:
-    """open_clip's `encode_text` on a window as short as the batch allows: the tower is causal, so padding adds nothing."""
+def _clip(model: nn.Module) -> CLIP:
+    return cast(CLIP, model.get_submodule("clip"))
+
+
+def _encode_text(clip: CLIP, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """open_clip's `encode_text`, with the layer before the last, on a window as short as the batch allows.
+
+    The tower is causal, so what follows the longest text adds nothing.
+    """
     length = tokens.shape[1]
+    mask = clip.attn_mask[:length, :length]
     x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
-    x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
+    *blocks, last = clip.transformer.resblocks
+    for block in blocks:
+        x = block(x, attn_mask=mask)
+    hidden, x = clip.ln_final(x), clip.ln_final(last(x, attn_mask=mask))
     end = (tokens == clip.text_eos_id).int().argmax(-1)
-    return cast(Tensor, x[torch.arange(len(x), device=x.device), end] @ clip.text_projection)
+    return x[torch.arange(len(x), device=x.device), end] @ clip.text_projection, hidden
 
 
 def _choose(query: Tensor, true: Tensor, false: Tensor, scale: Tensor) -> Tensor:

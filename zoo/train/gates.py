@@ -15,79 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoo.clip import Clip
 from zoo.data.captions import caption
 from zoo.data.draw import render
-from zoo.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, STYLES, Scene, random_scene
+from zoo.data.scenes import Scene, random_scene
 from zoo.text.clip import ClipTextEncoder
+from zoo.train.facets import ABSENT, CLASSES, CrossAttentionProbe, LinearProbe, labels, misread
 from zoo.train.task import to_float
 
-LAYOUTS = ("beside", "stacked")
-CLASSES = {
-    "count": 4,
-    "shape": len(SHAPES),
-    "colour": len(COLOURS),
-    "second shape": len(SHAPES),
-    "second colour": len(COLOURS),
-    "relation": len(LAYOUTS),
-    "size": len(SIZES),
-    "background": len(BACKGROUNDS),
-    "style": len(STYLES),
-    "face": 2,
-}
 TEXT_GATE, IMAGE_GATE = 0.99, 0.95
 IMAGE_FACETS = ("count", "relation")
-ABSENT = -100
-
-
-def labels(scene: Scene) -> list[int]:
-    """The class of each facet, ABSENT where the scene has none. Of two objects the first is the left or the upper one."""
-    objects, said = list(scene.objects), scene.describe()
-    if scene.relation in ("right of", "below"):
-        objects.reverse()
-    two = scene.relation is not None
-    size = said.items[0].size
-    return [
-        ABSENT if two else len(objects) - 1,
-        SHAPES.index(objects[0].shape),
-        COLOURS.index(objects[0].colour),
-        SHAPES.index(objects[1].shape) if two else ABSENT,
-        COLOURS.index(objects[1].colour) if two else ABSENT,
-        int(scene.relation in ("above", "below")) if two else ABSENT,
-        SIZES.index(size) if size else ABSENT,
-        BACKGROUNDS.index(scene.background),
-        STYLES.index(scene.style),
-        int(scene.face),
-    ]
-
-
-class CrossAttentionProbe(nn.Module):
-    """One learned query a facet attends to the tokens [batch, length, width]; a linear layer reads what it found."""
-
-    def __init__(self, width: int, heads: int = 4) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(len(CLASSES), width) / width**0.5)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.read = nn.ModuleList(nn.Linear(width, n) for n in CLASSES.values())
-
-    def forward(self, tokens: Tensor) -> list[Tensor]:
-        found, _ = self.attention(self.queries.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)
-        return [read(found[:, i]) for i, read in enumerate(self.read)]
-
-
-class LinearProbe(nn.Module):
-    """A linear layer a facet on the embedding [batch, width]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False)
-        self.read = nn.ModuleList(nn.Linear(width, n) for n in CLASSES.values())
-
-    def forward(self, embedding: Tensor) -> list[Tensor]:
-        normed = self.norm(embedding)
-        return [read(normed) for read in self.read]
 
 
 def text_gate(encoder: ClipTextEncoder, *, train: int = 24_000, test: int = 3_000, seed: int = 0) -> dict[str, float]:
@@ -124,19 +62,16 @@ def _probe(
 ) -> dict[str, float]:
     rng = np.random.default_rng([seed, 2**41])
     scenes = [random_scene(rng) for _ in range(train + test)]
-    inputs, truth = features(scenes, rng), torch.tensor([labels(s) for s in scenes])
+    inputs, truth = features(scenes, rng), torch.tensor([labels(s.describe()) for s in scenes])
     torch.manual_seed(seed)
     probe = kind(inputs.shape[-1]).train()
     epochs, batch = 12, 200
     optimiser = torch.optim.AdamW(probe.parameters(), lr=3e-3, weight_decay=1e-4)
     steps = epochs * (train // batch)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
+    for _ in range(steps):
         rows = torch.from_numpy(rng.integers(train, size=batch))
-        outputs, wanted = probe(inputs[rows]), truth[rows]
-        loss = torch.stack(
-            [F.cross_entropy(o, wanted[:, i], ignore_index=ABSENT) for i, o in enumerate(outputs)]
-        ).nansum()  # a facet may be absent from a whole batch
+        loss = misread(probe(inputs[rows]), truth[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

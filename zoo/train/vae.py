@@ -33,6 +33,8 @@ class VaeRecipe(Recipe):
     data: SceneData = SceneData()
     kl: float = Field(1e-4, ge=0)  # weight of the divergence per latent value, beside an L1 per pixel value
     edges: float = Field(0.5, ge=0)  # weight of the L1 between horizontal and vertical differences
+    crop: int | None = Field(None, ge=8)  # train on windows of this size, placed where there is something to see ...
+    crop_until: float = Field(0.7, ge=0, le=1)  # ... until this progress, and on whole pictures from then on
     adversarial: float = Field(0.0, ge=0)  # weight of the discriminator's verdict; 0 trains none
     adversarial_from: float = Field(0.8, ge=0, le=1)  # progress at which it sets in
 
@@ -85,6 +87,8 @@ class VaeTask(Task[VaeRecipe]):
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         recipe, vae = self.recipe, _vae(model)
         images = to_float(batch["images"], self.layout)
+        if recipe.crop and progress < recipe.crop_until:
+            images = _cropped(images, recipe.crop).contiguous(memory_format=self.layout)
         posterior = vae.encode(images)
         made = vae.decode(posterior.sample(torch.randn_like(posterior.mean))).float()
         l1, edges = F.l1_loss(made, images), _edges(made, images)
@@ -138,6 +142,17 @@ def load(folder: str | Path) -> VAE:
 
 def _vae(model: nn.Module) -> VAE:
     return cast(VAE, model.get_submodule("vae"))
+
+
+def _cropped(images: Tensor, size: int) -> Tensor:
+    """A window [size, size] of each image around a pixel that stands out: most of a scene is plain background."""
+    height, width = images.shape[-2:]
+    outstanding = (images - images.mean((2, 3), keepdim=True)).abs().sum(1).flatten(1) + 1e-3
+    centre = torch.multinomial(outstanding, 1).squeeze(1)
+    tops = (centre // width - size // 2).clamp(0, height - size).tolist()
+    lefts = (centre % width - size // 2).clamp(0, width - size).tolist()
+    windows = [image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)]
+    return torch.stack(windows)
 
 
 def _edges(made: Tensor, images: Tensor) -> Tensor:
