@@ -177,7 +177,7 @@ def _export(task: Task[Recipe], ema: Ema, recipe: Recipe, summary: Summary) -> N
     summary.folder.parent.mkdir(parents=True, exist_ok=True)
     with checkpoint.replacing(summary.folder) as folder:
         folder.mkdir()
-        task.export(ema.model.cpu(), folder)
+        task.export(ema.model.cpu().to(memory_format=torch.contiguous_format), folder)  # type: ignore[call-overload]
         story = asdict(summary) | {"folder": None, "recipe": recipe.model_dump(mode="json")}
         story |= {"torch": torch.__version__, "machine": f"{platform.machine()}, {task.device.type}"}
         (folder / "training.json").write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

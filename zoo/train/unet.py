@@ -81,8 +81,10 @@ class UNetTask(Task[UNetRecipe]):
         self._check()
         pictures = scenes(recipe.data)
         self.space = VaeDecoder(self.vae).needs.space
-        self.latents = latents(pictures, self.vae, self.space, device)
-        self.tokens = tokens(pictures, self.text, recipe.captions)
+        # In the precision of training, which rounds what it is given in the same way.
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.autocast == "bf16"):
+            self.latents = latents(pictures, self.vae, self.space, device)
+            self.tokens = tokens(pictures, self.text, recipe.captions)
 
     def build(self) -> nn.Module:
         return Denoiser(UNet(self.recipe.model), self.recipe.schedule, self.recipe.prediction)
@@ -161,15 +163,14 @@ class UNetTask(Task[UNetRecipe]):
 def latents(pictures: Scenes, vae: VAE, space: str, device: torch.device) -> Array:
     """The posterior means of all pictures in the units of diffusion: float16 [scenes, channels, height, width]."""
 
-    @torch.no_grad()
     def encoded() -> Iterator[Array]:
         for start in range(0, len(pictures), CHUNK):
-            images = to_float(torch.from_numpy(pictures.images[start : start + CHUNK]).to(device))
+            images = to_float(torch.from_numpy(np.array(pictures.images[start : start + CHUNK])).to(device))
             yield vae.to_diffusion(vae.encode(images).mean).half().cpu().numpy()
 
     size = pictures.images.shape[1] // vae.downsampling
     shape = (len(pictures), vae.config.latent_channels, size, size)
-    folder = root() / f"latents-{fingerprint(pictures.folder.name, space)}"
+    folder = root() / f"latents-{fingerprint(pictures.folder.name, space, precision())}"
     return filled(folder, shape, encoded(), what="encoding pictures")
 
 
@@ -181,7 +182,6 @@ def tokens(pictures: Scenes, text: ClipTextEncoder, captions: int) -> Array:
             for which in range(captions):
                 yield caption(scene, LANGUAGES[which % 2], np.random.default_rng([index, which, 7]))
 
-    @torch.no_grad()
     def encoded() -> Iterator[Array]:
         coming = said()
         while chunk := list(islice(coming, CHUNK)):
@@ -189,5 +189,10 @@ def tokens(pictures: Scenes, text: ClipTextEncoder, captions: int) -> Array:
 
     spec = text.produces
     shape = (len(pictures) * captions, spec.length or 0, spec.width)
-    folder = root() / f"text-{fingerprint(pictures.folder.name, spec.space, captions, *islice(said(), PROBED))}"
-    return filled(folder, shape, encoded(), what="encoding captions")
+    name = fingerprint(pictures.folder.name, spec.space, precision(), captions, *islice(said(), PROBED))
+    return filled(root() / f"text-{name}", shape, encoded(), what="encoding captions")
+
+
+def precision() -> str:
+    """What networks compute in here: a cache made in one precision is not taken for one made in another."""
+    return "bf16" if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") else "fp32"

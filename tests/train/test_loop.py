@@ -1,0 +1,214 @@
+"""The loop, on the smallest part there is: it learns to negate pictures, with dropout, so that randomness matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from zoo.train import TrainingError, checkpoint
+from zoo.train.loop import train
+from zoo.train.recipe import Recipe
+from zoo.train.task import Batch, Metrics, Task
+from zoo.train.task import Image as Pixels
+
+ROOT = Path(__file__).parents[2]
+
+
+class TinyRecipe(Recipe):
+    part: str = "tiny"
+    width: int = 4
+    bad_step: int | None = None  # its loss is not a number
+    signal_step: int | None = None  # during its batch the process gets a SIGTERM
+
+
+class TinyTask(Task[TinyRecipe]):
+    recipe_type = TinyRecipe
+
+    def build(self) -> nn.Module:
+        width = self.recipe.width
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.Dropout(0.2), nn.Conv2d(width, 3, 1)
+        )
+
+    def batch(self, step: int, rng: np.random.Generator) -> Batch:
+        if step == self.recipe.signal_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {
+            "x": torch.from_numpy(rng.standard_normal((self.recipe.batch, 3, 4, 4), dtype=np.float32)),
+            "bad": torch.tensor(float("nan") if step == self.recipe.bad_step else 0.0),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        value = (model(batch["x"] + 0.1 * torch.randn_like(batch["x"])) + batch["x"]).square().mean()
+        return value + batch["bad"], {"progress": torch.tensor(progress)}
+
+    def inspect(self, model: nn.Module) -> tuple[Pixels | None, dict[str, float]]:
+        return np.zeros((8, 8, 3), np.uint8), {"norm": float(sum(p.norm() for p in model.parameters()))}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        save_file(model.state_dict(), folder / "model.safetensors")
+
+
+def recipe(out: Path, **settings: object) -> TinyRecipe:
+    common = {"steps": 12, "batch": 4, "autocast": "no", "log_every": 3, "sample_every": 5, "checkpoint_every": 4}
+    return TinyRecipe.model_validate(common | {"out": out, "optimiser": {"lr": 1e-2, "warmup": 2}} | settings)
+
+
+def checkpoints(out: Path) -> list[str]:
+    return [path.name for path in checkpoint.found(out / "checkpoints")]
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two safetensors files hold the same bits."""
+    one, two = load_file(a), load_file(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    train(TinyTask, recipe(out), device="cpu")
+    return out
+
+
+def test_what_a_run_leaves(whole: Path) -> None:
+    assert checkpoints(whole) == ["step-00000012.safetensors", "step-00000008.safetensors"]
+    story = json.loads((whole / "final" / "training.json").read_text("utf-8"))
+    assert (story["step"], story["images"], story["finished"], story["recipe"]["steps"]) == (12, 48, True, 12)
+    assert story["figures"]["norm"] > 0
+    assert Image.open(whole / "samples" / "00000012.png").size == (8, 8)
+    assert list((whole / "tensorboard").glob("events.*"))
+    assert not list(whole.rglob("*.tmp"))
+    last = load_file(whole / "checkpoints" / "step-00000012.safetensors")
+    final = load_file(whole / "final" / "model.safetensors")
+    assert all(torch.equal(final[name], last[f"ema.{name}"]) for name in final)  # the averaged weights are what ships
+    assert not torch.equal(final["0.weight"], last["model.0.weight"])
+
+
+@pytest.mark.parametrize("layout", [False, True], ids=["contiguous", "channels_last"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole: Path, tmp_path: Path, layout: bool) -> None:
+    out = tmp_path / "out"
+    if layout:
+        whole = tmp_path / "whole"
+        train(TinyTask, recipe(whole, channels_last=True), device="cpu")
+    stopped = train(TinyTask, recipe(out, channels_last=layout, signal_step=6), device="cpu")
+    assert not stopped.finished
+    assert 0 < stopped.step < 12
+    assert checkpoints(out)[0] == f"step-{stopped.step:08d}.safetensors"
+    assert not (out / "final").exists()
+    finished = train(TinyTask, recipe(out, channels_last=layout), device="cpu", resume=True)
+    assert (finished.finished, finished.step) == (True, 12)
+    assert same(out / "checkpoints" / "step-00000012.safetensors", whole / "checkpoints" / "step-00000012.safetensors")
+    assert same(out / "final" / "model.safetensors", whole / "final" / "model.safetensors")
+
+
+def test_signals_are_handed_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    train(TinyTask, recipe(tmp_path, signal_step=2), device="cpu")
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_loop import TinyTask, recipe
+from zoo.train import checkpoint
+from zoo.train.loop import train
+
+write = checkpoint.save_file
+def cut(tensors, path, metadata):
+    write(tensors, path, metadata=metadata)
+    if "step-00000008" in str(path):  # the machine dies when half of the second checkpoint is written
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_file = cut
+train(TinyTask, recipe(Path(sys.argv[1])), device="cpu")
+"""
+
+
+def test_a_killed_run_goes_on_from_the_last_whole_checkpoint(whole: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoints(tmp_path) == ["step-00000004.safetensors"]
+    assert list((tmp_path / "checkpoints").glob(".*.tmp"))
+    train(TinyTask, recipe(tmp_path), device="cpu", resume=True)
+    assert same(tmp_path / "final" / "model.safetensors", whole / "final" / "model.safetensors")
+    assert not list((tmp_path / "checkpoints").glob(".*.tmp"))  # what the dead process left is cleared away
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(TinyTask, recipe(tmp_path, signal_step=9), device="cpu")
+    newest, _older = checkpoint.found(tmp_path / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:500])
+    train(TinyTask, recipe(tmp_path), device="cpu", resume=True)
+    assert f"skipping {newest}" in capsys.readouterr().out
+    assert same(tmp_path / "final" / "model.safetensors", whole / "final" / "model.safetensors")
+    for path in checkpoint.found(tmp_path / "checkpoints"):
+        path.write_bytes(b"")
+    with pytest.raises(TrainingError, match="none of the checkpoints"):
+        train(TinyTask, recipe(tmp_path), device="cpu", resume=True)
+
+
+@pytest.mark.parametrize("step", [0, 6])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path, step: int) -> None:
+    good = "There is no checkpoint" if step < 4 else r"The last good checkpoint is .*step-00000004\.safetensors"
+    with pytest.raises(TrainingError, match=rf"the loss of step {step} is not finite\. {good}"):
+        train(TinyTask, recipe(tmp_path, bad_step=step, sample_every=100, log_every=100), device="cpu")
+    assert not (tmp_path / "final").exists()
+    for path in checkpoint.found(tmp_path / "checkpoints"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole: Path) -> None:
+    with pytest.raises(TrainingError, match="already holds a run .*--resume"):
+        train(TinyTask, recipe(whole), device="cpu")
+
+
+def test_a_finished_run_resumes_to_itself(whole: Path, tmp_path: Path) -> None:
+    before = load_file(whole / "final" / "model.safetensors")
+    again = train(TinyTask, recipe(whole), device="cpu", resume=True)
+    assert (again.finished, again.step) == (True, 12)
+    assert again.figures["norm"] > 0
+    assert all(torch.equal(t, before[name]) for name, t in load_file(whole / "final" / "model.safetensors").items())
+
+
+def test_another_model_cannot_resume(whole: Path) -> None:
+    with pytest.raises(TrainingError, match=r"another model: .*0\.weight"):
+        train(TinyTask, recipe(whole, width=5), device="cpu", resume=True)
+
+
+def test_minutes_bound_a_run_and_drive_the_decay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"steps": None, "minutes": 1.5 / 60, "log_every": 1, "optimiser": {"lr": 1.0, "warmup": 0, "final": 0.0}}
+    summary = train(TinyTask, recipe(tmp_path, **settings), device="cpu")
+    assert summary.finished
+    assert summary.step > 3
+    assert 1.5 / 60 <= summary.minutes < 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if " lr " in line]
+    rates = [float(line[line.index("lr") + 1]) for line in lines]
+    assert rates[0] == 1.0
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.5
+
+
+def test_no_gpu_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match="no GPU"):
+        train(TinyTask, recipe(tmp_path), device="cuda")

@@ -1,0 +1,188 @@
+"""Tiny autoencoders and U-Nets through the whole of training: recipe, caches, steps, export, and the way back."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+
+from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, caption
+from zoo.data.scenes import COLOURS, SHAPES, heldout
+from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
+from zoo.text.clip import ClipTextEncoder
+from zoo.text.tokenizer import Tokenizer
+from zoo.train import RecipeError, cache, run, unet, vae
+from zoo.train.task import grid, to_float
+
+COMMON = """
+steps = 3
+batch = 2
+threads = 1
+log_every = 1
+[data]
+scenes = 8
+size = 16
+workers = 1
+"""
+VAE = """
+part = "vae"
+adversarial = 0.1
+adversarial_from = 0.5
+model = {channels = [8, 16], groups = 4, blocks_per_level = 1}
+"""
+UNET = """
+part = "unet"
+model = {channels = [8, 16], attention = [false, true], groups = 4, heads = 2, blocks_per_level = 1, context_width = 16}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cache, a tiny text encoder and a tiny trained VAE."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(home / "cache"))
+        patch.setattr(cache, "PROBED", 2)
+        patch.setattr(vae, "FRESH", 4)
+        (home / "vae.toml").write_text(VAE + COMMON, encoding="utf-8")
+        (home / "unet.toml").write_text(UNET + COMMON, encoding="utf-8")
+        run(home / "vae.toml", [f"out={home / 'vae'}"], device="cpu")
+    _text_encoder(home / "text")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _same_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(home / "cache"))
+    monkeypatch.setattr(cache, "PROBED", 2)
+
+
+def _text_encoder(folder: Path) -> None:
+    model = folder / "tokenizer"
+    model.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    said = [caption(cache.random_scene(rng), language, rng) for _ in range(300) for language in unet.LANGUAGES]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*said, *unet.PROMPTS]),
+        model_prefix=str(model / "tokenizer"),
+        vocab_size=400,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        unk_id=1,
+        bos_id=3,
+        eos_id=4,
+        minloglevel=2,
+    )
+    tokenizer = Tokenizer((model / "tokenizer.model").read_bytes(), 64)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=tokenizer.begin,
+        eos_token_id=tokenizer.end,
+        pad_token_id=tokenizer.padding,
+    )
+    ClipTextEncoder(CLIPTextModelWithProjection(config), tokenizer).save(folder)
+
+
+def _unet(home: Path, out: str, *more: str) -> list[str]:
+    return [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}", f"out={home / out}", *more]
+
+
+def test_the_trained_vae_is_read_back_with_latents_of_unit_variance(home: Path) -> None:
+    trained = vae.load(home / "vae" / "final")
+    images = to_float(torch.from_numpy(np.array(cache.Scenes(next((home / "cache").glob("scenes-*"))).images)))
+    latents = trained.to_diffusion(trained.encode(images).mean)
+    assert latents.shape == (8, 4, 8, 8)
+    assert 0.5 < float(latents.std()) < 2
+    story = json.loads((home / "vae" / "final" / "training.json").read_text("utf-8"))
+    assert set(story["figures"]) == {"psnr", "l1", "latent_std"}
+    assert (home / "vae" / "samples" / "00000003.png").is_file()
+
+
+def test_the_discriminator_judges_but_is_not_judged() -> None:
+    judge = vae.Discriminator(8)
+    real, made = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16, requires_grad=True)
+    fooled, told = vae._duel(judge, real, made)
+    fooled.backward(retain_graph=True)
+    assert made.grad is not None
+    assert all(p.grad is None for p in judge.parameters())  # the decoder's loss leaves the judge alone
+    made.grad = None
+    told.backward()
+    assert made.grad is None  # and the judge's loss leaves the decoder alone
+    assert all(p.grad is not None for p in judge.parameters())
+
+
+def test_a_unet_trains_and_draws_through_the_pipeline_parts(home: Path) -> None:
+    summary = run(home / "unet.toml", _unet(home, "unet"), device="cpu")
+    arguments = json.loads((summary.folder / "config.json").read_text("utf-8"))
+    generator = LatentGenerator.load(summary.folder, arguments)
+    assert generator.needs == replace(ClipTextEncoder.load(home / "text").produces, pooled=None)
+    assert generator.produces.space == VaeDecoder(vae.load(home / "vae" / "final")).needs.space
+    assert generator.shape(None) == (4, 8, 8)
+    assert (generator.config.prediction, generator.config.schedule.name) == ("v", "cosine")
+    assert len(list((home / "cache").glob("latents-*"))) == len(list((home / "cache").glob("text-*"))) == 1
+
+
+def test_cached_rows_belong_together(home: Path) -> None:
+    """Row r of the latents is scene r, and rows 2r and 2r+1 of the text are its English and its Chinese caption."""
+    pictures = cache.scenes(cache.SceneData(scenes=8, size=16, workers=1))
+    text = ClipTextEncoder.load(home / "text")
+    with torch.no_grad():
+        rows = unet.tokens(pictures, text, 2)
+    assert rows.shape == (16, 64, 16)
+    said = caption(pictures.scenes[5], "zh", np.random.default_rng([5, 1, 7]))
+    with torch.no_grad():
+        assert np.allclose(rows[11], text.encode([said]).tokens[0].numpy(), atol=1e-2)
+    trained = vae.load(home / "vae" / "final")
+    with torch.no_grad():
+        latents = unet.latents(pictures, trained, VaeDecoder(trained).needs.space, torch.device("cpu"))
+    image = to_float(torch.from_numpy(np.array(pictures.images[5:6])))
+    with torch.no_grad():
+        assert np.allclose(latents[5], trained.to_diffusion(trained.encode(image).mean)[0].numpy(), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.context_width=24", "model.context_width = 24, but the frozen parts need 16"),
+        ("model.in_channels=8", "model.in_channels = 8, but the frozen parts need 4"),
+        ("vae=nowhere", "no trained VAE in nowhere"),
+        ("text_encoder=nowhere", "nowhere"),
+        ("schedule.name=cosin", "did you mean 'cosine'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(home: Path, override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        run(home / "unet.toml", _unet(home, "unfit", override), device="cpu")
+
+
+def test_sample_prompts_name_no_held_out_combination() -> None:
+    """They are looked at while a model is made. No two of a prompt's words are a held-out pair, wherever they stand."""
+    pairs, object_pairs = heldout()
+    for prompt in unet.PROMPTS:
+        shapes = {s for s in SHAPES if re.search(rf"\b{s}", prompt) or ZH_OBJECT[s][0] in prompt}
+        colours = {c for c in COLOURS if re.search(rf"\b{c}\b", prompt) or ZH_COLOUR[c] in prompt}
+        assert shapes, prompt
+        assert not {(colour, shape) for colour in colours for shape in shapes} & pairs
+        assert len(shapes) == 1 or frozenset(shapes) not in object_pairs
+
+
+def test_grid_lays_pictures_out_in_rows() -> None:
+    images = torch.stack([torch.full((3, 2, 2), value) for value in (-1.0, 0.0, 1.0)])
+    picture = grid(images, columns=2)
+    assert picture.shape == (4, 4, 3)
+    assert (picture[0, 0, 0], picture[0, 2, 0], picture[2, 0, 0], picture[2, 2, 0]) == (0, 128, 255, 255)
