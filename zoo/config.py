@@ -69,7 +69,9 @@ class ModelConfig(Strict):
     papers: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()  # prompts worth trying
-    results: dict[str, JsonValue] = {}
+    notes: dict[str, str] = {}  # sections of the card by their titles: intended use, limits ...
+    training: dict[str, JsonValue] = {}  # per part: steps, images seen, minutes
+    results: dict[str, JsonValue] = {}  # what was measured of this folder
 
     def part(self, role: Role, variant: str | None = None) -> PartConfig:
         """The part of a role, or a declared variant of it.

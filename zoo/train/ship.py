@@ -1,0 +1,161 @@
+"""From trained parts to a shipped model: `python -m zoo.train.ship recipes/stable-diffusion-small.toml [--measure]`.
+
+Without `--measure` the model folder is written and can be loaded; with it, the folder's scores, gates and pictures are
+made and become its results and its card. The held-out test half is looked at only then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from zoo import config as configs
+from zoo import weights
+from zoo.config import Defaults, ModelConfig
+from zoo.loading import load
+from zoo.pipeline import Pipeline
+from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
+from zoo.train.checkpoint import replacing
+from zoo.train.recipe import read_toml
+from zoo.train.vae import load as load_vae
+
+CLIP_FILES = ("config.json", "model.safetensors", "tokenizer/tokenizer.model")
+SAMPLES = "samples.png"
+
+
+class ShipRecipe(BaseModel):
+    """What a shipped Stable Diffusion is made of, and what its card says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    summary: str
+    clip: Path  # exported by `zoo train recipes/clip.toml`
+    clip_name: str  # the folder beside the model's that both towers are shipped in
+    vae: Path
+    unet: Path
+    layer: int = -2
+    out: Path = Path("weights")
+    defaults: Defaults = Defaults()
+    resolution: tuple[int, int] = (64, 64)
+    languages: tuple[str, ...] = ("en", "zh")
+    papers: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+    notes: dict[str, str] = {}
+
+
+def assemble(recipe: ShipRecipe) -> Path:
+    """Write the CLIP folder and the model folder, tensors in half precision; returns the model's."""
+    folder, clip = recipe.out / recipe.name, recipe.out / recipe.clip_name
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    with replacing(clip) as temporary:
+        for name in CLIP_FILES:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(recipe.clip / name, temporary / name)
+    vae = VaeDecoder(load_vae(recipe.vae))
+    arguments: dict[str, Any] = json.loads((recipe.unet / "config.json").read_text("utf-8"))
+    generator = LatentGenerator.load(recipe.unet, arguments)
+    folder.mkdir(exist_ok=True)
+    text = weights.share_part(folder, clip, "clip-text", {"layer": recipe.layer}, CLIP_FILES)
+    config = ModelConfig.model_validate(
+        {
+            "name": recipe.name,
+            "family": "Stable Diffusion",
+            "summary": recipe.summary,
+            "resolution": recipe.resolution,
+            "text_encoder": text,
+            "generator": weights.save_part(folder, generator, dtype=torch.float16),
+            "decoder": weights.save_part(folder, vae, dtype=torch.float16),
+            "defaults": recipe.defaults,
+            "languages": recipe.languages,
+            "papers": recipe.papers,
+            "recipes": recipe.recipes,
+            "examples": recipe.examples,
+            "notes": recipe.notes,
+            "training": training(recipe),
+        }
+    )
+    weights.write_config(folder, config)
+    return folder
+
+
+def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
+    """What each part's run says of itself: steps, images seen, minutes."""
+    said: dict[str, JsonValue] = {}
+    for part, folder in (("clip", recipe.clip), ("vae", recipe.vae), ("unet", recipe.unet)):
+        run = json.loads((folder / "training.json").read_text("utf-8"))
+        said[part] = {key: run[key] for key in ("step", "images", "minutes")}
+    return said
+
+
+def measure(folder: Path, recipe: ShipRecipe) -> None:
+    """Score the shipped folder itself, draw its samples, and write both into config and card."""
+    from zoo.evaluate.distances import reconstruction_psnr
+    from zoo.evaluate.run import evaluate
+    from zoo.train.gates import report
+
+    pipe = load(folder, device="cpu")
+    drawn = pipe(list(recipe.examples), n=4, seed=0, progress=False)
+    temporary = folder / f".{SAMPLES}.{os.getpid()}.tmp"
+    drawn.sheet().save(temporary, format="PNG")
+    os.replace(temporary, folder / SAMPLES)
+    decoder = pipe.decoder
+    assert isinstance(decoder, VaeDecoder)
+
+    def through(images: torch.Tensor) -> torch.Tensor:
+        return decoder.vae.decode(decoder.vae.encode(images).mean)
+
+    results: dict[str, JsonValue] = {
+        "evaluation": json.loads(json.dumps(evaluate(pipe, progress=False))),
+        "psnr": round(reconstruction_psnr(through), 2),
+        "clip_gates": json.loads(json.dumps(report(str(folder.parent / recipe.clip_name)))),
+        "parameters": parameters(pipe),
+        "seconds_per_image": seconds(pipe, recipe.examples[0]),
+    }
+    weights.write_config(folder, configs.read(folder).model_copy(update={"results": results}))
+
+
+def parameters(pipe: Pipeline) -> dict[str, JsonValue]:
+    """Parameters of each part."""
+    parts = {"text encoder": pipe.text_encoder, "generator": pipe.generator, "decoder": pipe.decoder}
+    return {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in parts.items()
+        if isinstance(part, torch.nn.Module)
+    }
+
+
+def seconds(pipe: Pipeline, prompt: str, repeats: int = 5) -> float:
+    """The median time of one picture, warm."""
+    times = []
+    for seed in range(repeats + 1):
+        started = time.perf_counter()
+        pipe(prompt, n=1, seed=seed, progress=False)
+        times.append(time.perf_counter() - started)
+    return round(sorted(times[1:])[repeats // 2], 3)
+
+
+def main() -> None:
+    """Assemble, and measure if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m zoo.train.ship", description=__doc__)
+    parser.add_argument("recipe", help="recipes/<model>.toml")
+    parser.add_argument("--measure", action="store_true", help="score it, the held-out test half included")
+    arguments = parser.parse_args()
+    recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
+    folder = assemble(recipe)
+    if arguments.measure:
+        measure(folder, recipe)
+    print(folder)
+
+
+if __name__ == "__main__":
+    main()
