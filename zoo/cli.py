@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO, cast
 
 import typer
 
@@ -135,20 +135,36 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model's name, folder or hub id.")] = MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSON lines of prompt, scene, task.")] = None,
-    per_task: Annotated[int, typer.Option(min=1, help="Scenes for each task and split.")] = 100,
+    per_task: Annotated[int, typer.Option(help="Scenes for each task and split.")] = 100,
+    heldout: Annotated[str, typer.Option(help="Half of the held-out combinations: dev, or test.")] = "test",
+    seed: Annotated[int, typer.Option(help="Fixes the scenes and the pictures.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As for zoo generate.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="As for zoo generate.")] = None,
+    save: Annotated[Path | None, typer.Option(help="A folder for the pictures and verdicts.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
 ) -> None:
     """Measure how often a model's pictures say what their prompts say, by task, language and split.
 
     \b
     zoo evaluate stable-diffusion-small
-    zoo evaluate stable-diffusion-small --json --per-task 20
-    zoo evaluate stable-diffusion-small --prompts mine.jsonl
+    zoo evaluate stable-diffusion-small --json --per-task 20 --heldout dev
+    zoo evaluate stable-diffusion-small --prompts mine.jsonl --save judged
     """
     pipeline = _load(model, device)
     from zoo.evaluate import run
 
-    report = run.evaluate(pipeline, per_task=per_task, prompts=prompts)
+    asked: dict[str, Any] = {"steps": steps, "sampler": sampler, "guidance": guidance}
+    report = run.evaluate(
+        cast(run.Pipe, pipeline),  # which takes more settings than a Pipe must
+        per_task=per_task,
+        seed=seed,
+        heldout=cast(Literal["dev", "test"], heldout),  # checked there
+        prompts=prompts,
+        save=save,
+        progress=sys.stderr.isatty(),
+        **{name: value for name, value in asked.items() if value is not None},
+    )
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else run.table(report))
 
 

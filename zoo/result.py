@@ -20,7 +20,7 @@ from zoo.sheet import contact_sheet
 SettingsT = Mapping[str, object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """Images [batch, 3, height, width] in [0, 1], float32 on the CPU, prompt by prompt; image i has `seeds[i]`.
 
@@ -33,6 +33,9 @@ class Result:
     settings: SettingsT
     model: str = ""
     negatives: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        return f"Result({len(self)} images {list(self.tensor.shape[1:])} by {self.model}, seeds {list(self.seeds)})"
 
     def __len__(self) -> int:
         return len(self.seeds)

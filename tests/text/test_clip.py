@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
 from zoo.interface import TextEncoder
 from zoo.text.clip import ClipTextEncoder
@@ -67,6 +67,22 @@ def test_space_survives_half_precision_and_tells_weights_apart(tiny_models: Path
         "space"
     ] == (encoder.produces.space)
     assert ClipTextEncoder.load(tiny_models / "other").produces.space != encoder.produces.space
+
+
+def test_a_whole_clip(tmp_path: Path, encoder: ClipTextEncoder) -> None:
+    """The text tower is found in a CLIP with both towers, and is the same space there."""
+    text = encoder.model.config.to_dict()
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    clip.text_model.load_state_dict(encoder.model.text_model.state_dict())
+    clip.text_projection.load_state_dict(encoder.model.text_projection.state_dict())
+    clip.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/tokenizer.model").write_bytes(encoder.tokenizer.model)
+    found = ClipTextEncoder.load(tmp_path)
+    assert found.produces == encoder.produces
+    assert torch.equal(found.encode(PROMPTS).tokens, encoder.encode(PROMPTS).tokens)
 
 
 def test_layout_without_projection(folder: Path, tmp_path: Path, encoder: ClipTextEncoder) -> None:
