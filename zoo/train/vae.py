@@ -32,6 +32,7 @@ class VaeRecipe(Recipe):
     model: VAEConfig = VAEConfig()
     data: SceneData = SceneData()
     kl: float = Field(1e-4, ge=0)  # weight of the divergence per latent value, beside an L1 per pixel value
+    squared: float = Field(0.0, ge=0)  # weight of the squared error, which minds wrong colours more than soft edges
     edges: float = Field(0.5, ge=0)  # weight of the L1 between horizontal and vertical differences
     crop: int | None = Field(None, ge=8)  # train on windows of this size, placed where there is something to see ...
     crop_until: float = Field(0.7, ge=0, le=1)  # ... until this progress, and on whole pictures from then on
@@ -93,8 +94,9 @@ class VaeTask(Task[VaeRecipe]):
         made = vae.decode(posterior.sample(torch.randn_like(posterior.mean))).float()
         l1, edges = F.l1_loss(made, images), _edges(made, images)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = l1 + recipe.edges * edges + recipe.kl * kl
-        metrics = {"l1": l1, "edges": edges, "kl": kl}
+        squared = F.mse_loss(made, images)
+        loss = l1 + recipe.squared * squared + recipe.edges * edges + recipe.kl * kl
+        metrics = {"l1": l1, "squared": squared, "edges": edges, "kl": kl}
         if recipe.adversarial and progress >= recipe.adversarial_from:
             judge = cast(nn.Module, model.get_submodule("discriminator"))
             fooled, told = _duel(judge, images, made)
