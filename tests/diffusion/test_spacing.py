@@ -72,6 +72,8 @@ def test_truncation_keeps_the_end(strength: float, kept: int) -> None:
         ((SD, 0, "trailing"), "at least 1 step, got 0"),
         ((SD, 1001, "trailing"), "only 1000 whole times, got 1001"),
         ((SD, 51, "lcm"), "only 50 whole times"),
+        ((SD, 1000, "linspace", "sigma_min"), "only 999 whole times"),
+        ((Schedule(steps=40), 4, "lcm"), "at least 50 times, this one has 40"),
         ((SD, 10, "trailling"), "did you mean 'trailing'"),
         ((SD, 10, "karras+1"), "unknown spacing 'karras\\+1'"),
         ((SD, 1000, "leading+1"), "begins at 1000, past 999"),

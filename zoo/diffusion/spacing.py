@@ -88,6 +88,8 @@ def _trailing(schedule: Schedule, steps: int) -> list[float]:
 
 def _lcm(schedule: Schedule, steps: int) -> list[float]:
     """Taken from the 50 times a latent consistency model was distilled at (arXiv 2310.04378)."""
+    if schedule.steps < 50:
+        raise ValueError(f"spacing 'lcm' needs a schedule of at least 50 times, this one has {schedule.steps}")
     stride = schedule.steps // 50
     return [float((50 - i * 50 // steps) * stride - 1) for i in range(steps)]
 
@@ -106,13 +108,9 @@ def _uniform_lambda(schedule: Schedule, steps: int) -> list[float]:
 
 
 Spacing = Callable[[Schedule, int], list[float]]
-DISCRETE: dict[str, Spacing] = {
-    "leading": _leading,
-    "linspace": _linspace,
-    "trailing": _trailing,
-    "lcm": _lcm,
-}  # of times
-CONTINUOUS: dict[str, Spacing] = {"karras": _karras, "uniform_lambda": _uniform_lambda}  # of lambdas
+# name -> the points of `steps` steps without their end: whole times, or lambdas with times between allowed
+DISCRETE: dict[str, Spacing] = {"leading": _leading, "linspace": _linspace, "trailing": _trailing, "lcm": _lcm}
+CONTINUOUS: dict[str, Spacing] = {"karras": _karras, "uniform_lambda": _uniform_lambda}
 
 
 def make_grid(schedule: Schedule, steps: int, spacing: str = "trailing", end: End = "zero") -> Grid:
@@ -149,10 +147,11 @@ def make_grid(schedule: Schedule, steps: int, spacing: str = "trailing", end: En
         lambda_ = torch.tensor(lambdas, dtype=torch.float64)
         sigma, alpha = torch.sigmoid(-2 * lambda_).sqrt(), torch.sigmoid(2 * lambda_).sqrt()
         return Grid(schedule.time_at(lambda_), alpha, sigma, lambda_)
-    most = 50 if name == "lcm" else schedule.steps
+    both_ends = name == "linspace" and end == "sigma_min"
+    most = 50 if name == "lcm" else schedule.steps - both_ends
     if steps > most:
         raise ValueError(f"spacing {name!r} has only {most} whole times, got {steps} steps; take fewer")
-    if name == "linspace" and end == "sigma_min":
+    if both_ends:
         times = _linspace(schedule, steps + 1)
     else:
         times = [*DISCRETE[name](schedule, steps), 0.0 if end == "sigma_min" else -1.0]
