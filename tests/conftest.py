@@ -115,7 +115,7 @@ def latent_generator(encoder: ClipTextEncoder, decoder: VaeDecoder, seed: int = 
     return LatentGenerator.of(network, config)
 
 
-def write_model(folder: Path, vocabulary: bytes, *, seed: int = 0, width: int = 32) -> Path:
+def write_model(folder: Path, vocabulary: bytes, *, seed: int = 0, width: int = 32, side: int = 32) -> Path:
     """A model folder below `folder`, every weight from `seed`."""
     encoder, decoder = text_encoder(vocabulary, seed=seed + 1, width=width), vae_decoder(seed + 2)
     save_model(
@@ -124,7 +124,7 @@ def write_model(folder: Path, vocabulary: bytes, *, seed: int = 0, width: int = 
         latent_generator(encoder, decoder, seed + 3),
         decoder,
         family="stable-diffusion",
-        resolution=(32, 32),
+        resolution=(side, side),
         defaults={"steps": 3, "guidance": 5.0},
         dtype=torch.float16,
         summary="Random weights, for tests.",
@@ -139,11 +139,11 @@ def write_model(folder: Path, vocabulary: bytes, *, seed: int = 0, width: int = 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory, vocabulary: bytes) -> Path:
-    """A folder with the models tiny, other (same sizes, other weights) and wide (a wider text encoder)."""
+    """A folder with the models tiny, other (other weights) and wide (a wider text encoder, larger images)."""
     shelf = tmp_path_factory.mktemp("models")
     write_model(shelf / "tiny", vocabulary)
     write_model(shelf / "other", vocabulary, seed=10)
-    write_model(shelf / "wide", vocabulary, seed=20, width=48)
+    write_model(shelf / "wide", vocabulary, seed=20, width=48, side=64)
     return shelf
 
 

@@ -95,3 +95,24 @@ def test_bad_input_is_told_in_words(run: Run, arguments: str, message: str) -> N
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_evaluate_with_prompts_of_ones_own(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine.jsonl"
+    lines = [
+        {"prompt": "a red star", "task": "colours", "scene": {"items": [{"shape": "star", "colour": "red"}]}},
+        {"prompt": "绿色的星星", "task": "colours", "scene": {"items": [{"shape": "star", "colour": "green"}]}},
+    ]
+    mine.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+    monkeypatch.setattr("zoo.evaluate.run.calibrate", lambda *_: None)  # minutes long, and tested where it belongs
+    status, out, err = run("evaluate", "wide", "--json", "--prompts", str(mine), "--steps", "1", "--device", "cpu")
+    assert status == 0, err
+    report = json.loads(out)
+    assert report["model"] == "wide"
+    assert report["images"] == 2
+    assert report["tasks"]["colours"]["seen"] == {"en": 0.0, "zh": 0.0}, "random weights draw no stars"
+    assert report["settings"] == {"steps": 1}
+    mine.write_text('{"prompt": 3}', "utf-8")
+    status, _, err = run("evaluate", "wide", "--prompts", str(mine))
+    assert status == 2
+    assert "mine.jsonl, line 1: expected a prompt" in err
