@@ -27,6 +27,7 @@ def test_scenes_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scenes(data).folder == first.folder
 
 
+@pytest.mark.slow
 def test_more_processes_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = scenes(SceneData(scenes=8, size=16, workers=1))
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "other"))

@@ -139,6 +139,7 @@ train(TinyTask, recipe(Path(sys.argv[1])), device="cpu")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_the_last_whole_checkpoint(whole: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)],

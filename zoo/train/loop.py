@@ -48,7 +48,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
     task = kind(recipe, place)
     torch.manual_seed(recipe.seed)
     model = task.build().to(place).train()
-    model = model.to(memory_format=task.layout)  # type: ignore[call-overload]
+    model = model.to(memory_format=task.layout)
     ema, optimiser = Ema(model, recipe.ema), adamw(recipe.optimiser, model)
     state = (checkpoint.resume(checkpoints, model, ema, optimiser) if resume else None) or State()
     _announce(recipe, state, place, sum(p.numel() for p in model.parameters()))
@@ -177,7 +177,7 @@ def _export(task: Task[Recipe], ema: Ema, recipe: Recipe, summary: Summary) -> N
     summary.folder.parent.mkdir(parents=True, exist_ok=True)
     with checkpoint.replacing(summary.folder) as folder:
         folder.mkdir()
-        task.export(ema.model.cpu().to(memory_format=torch.contiguous_format), folder)  # type: ignore[call-overload]
+        task.export(ema.model.cpu().to(memory_format=torch.contiguous_format), folder)
         story = asdict(summary) | {"folder": None, "recipe": recipe.model_dump(mode="json")}
         story |= {"torch": torch.__version__, "machine": f"{platform.machine()}, {task.device.type}"}
         (folder / "training.json").write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
