@@ -98,7 +98,7 @@ class VaeTask(Task[VaeRecipe]):
         loss = l1 + recipe.squared * squared + recipe.edges * edges + recipe.kl * kl
         metrics = {"l1": l1, "squared": squared, "edges": edges, "kl": kl}
         if recipe.adversarial and progress >= recipe.adversarial_from:
-            judge = cast(nn.Module, model.get_submodule("discriminator"))
+            judge = model.get_submodule("discriminator")
             fooled, told = _duel(judge, images, made)
             loss = loss + recipe.adversarial * fooled + told
             metrics |= {"fooled": fooled, "told": told}
