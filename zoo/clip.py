@@ -1,7 +1,7 @@
 """The zoo's CLIP (arXiv 2103.00020): images and texts in one space.
 
-Its text tower is Stable Diffusion's encoder, both towers serve DALL-E 2, and the cosine between them scores pictures. The
-module is transformers' CLIPModel; `from_open_clip` turns weights trained with open_clip into its layout.
+Its text tower is Stable Diffusion's encoder, both towers serve DALL-E 2, and the cosine between them scores
+pictures. The module is transformers' CLIPModel; `from_open_clip` turns weights trained with open_clip into its layout.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def weather(picture: Pixels, condition: str, rng: Rng) -> Pixels:
     if "blurred" in condition:
         pixels = ndimage.gaussian_filter(pixels, (BLUR, BLUR, 0))
     if "noisy" in condition:
-        pixels = pixels + rng.normal(0, NOISE, pixels.shape)
+        pixels = pixels + rng.normal(0, NOISE, pixels.shape).astype(np.float32)
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 

@@ -115,7 +115,8 @@ def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: De
     """Whether a picture (or what was read in it) is what a description says. What is left open there is not judged."""
     reading = picture if isinstance(picture, Reading) else read(picture)
     wanted = list(description.items) * (description.count if len(description.items) == 1 else 1)
-    facets, reasons = {}, []
+    facets: dict[str, bool] = {}
+    reasons: list[str] = []
 
     def check(facet: str, right: bool, reason: str) -> None:
         facets[facet] = facets.get(facet, True) and right

@@ -132,11 +132,9 @@ def _gather(blobs: list[Blob]) -> list[Blob]:
                 *(min(a, b) for a, b in zip(blob.box[2:], host.box[2:], strict=True)),
             )
             if _area(shared) >= 0.5 * _area(blob.box):
-                box = (
-                    *(min(a, b) for a, b in zip(blob.box[:2], host.box[:2], strict=True)),
-                    *(max(a, b) for a, b in zip(blob.box[2:], host.box[2:], strict=True)),
-                )
-                gathered[index] = Blob(host.mask | blob.mask, box)
+                top, left = (min(a, b) for a, b in zip(blob.box[:2], host.box[:2], strict=True))
+                bottom, right = (max(a, b) for a, b in zip(blob.box[2:], host.box[2:], strict=True))
+                gathered[index] = Blob(host.mask | blob.mask, (top, left, bottom, right))
                 break
         else:
             gathered.append(blob)

@@ -77,8 +77,9 @@ def cases(
 ) -> list[Case]:
     """All pictures to ask for: every task, seen and held-out, in every language, `per_task` each."""
     found = []
+    splits: tuple[tuple[str, Part], ...] = (("seen", "seen"), ("held_out", heldout))
     for index, task in enumerate(TASKS):
-        for split, part in (("seen", "seen"), ("held_out", heldout)):
+        for split, part in splits:
             if not has_part(task, part):
                 continue
             for number, scene in enumerate(scenes_for(task, part, per_task, seed)):
@@ -109,13 +110,13 @@ def _draw(task: str, part: Part, rng: Rng) -> Description:
         together = frozenset(item.shape for item in scene.items)
         wanted = together in object_pairs if by_objects else any(pair in pairs for pair in coloured)
         _, any_object_pairs = heldout("all")
-        other = "test" if part == "dev" else "dev"
+        other: Part = "test" if part == "dev" else "dev"
         if wanted and not is_heldout(scene, other) and (by_objects or together not in any_object_pairs):
             return scene
 
 
 def _pick(rng: Rng, values: Sequence[str]) -> str:
-    return str(values[rng.integers(len(values))])
+    return values[int(rng.integers(len(values)))]
 
 
 def _item(rng: Rng, coloured: bool) -> Item:

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -100,7 +100,7 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
 def measure(folder: Path, recipe: ShipRecipe) -> None:
     """Score the shipped folder itself, draw its samples, and write both into config and card."""
     from zoo.evaluate.distances import reconstruction_psnr
-    from zoo.evaluate.run import evaluate
+    from zoo.evaluate.run import Pipe, evaluate
     from zoo.train.gates import report
 
     pipe = load(folder, device="cpu")
@@ -115,7 +115,7 @@ def measure(folder: Path, recipe: ShipRecipe) -> None:
         return decoder.vae.decode(decoder.vae.encode(images).mean)
 
     results: dict[str, JsonValue] = {
-        "evaluation": json.loads(json.dumps(evaluate(pipe, progress=False))),
+        "evaluation": json.loads(json.dumps(evaluate(cast(Pipe, pipe), progress=False))),
         "psnr": round(reconstruction_psnr(through), 2),
         "clip_gates": json.loads(json.dumps(report(str(folder.parent / recipe.clip_name)))),
         "parameters": parameters(pipe),
