@@ -110,7 +110,7 @@ def _draw(task: str, part: Part, rng: Rng) -> Description:
         together = frozenset(item.shape for item in scene.items)
         wanted = together in object_pairs if by_objects else any(pair in pairs for pair in coloured)
         _, any_object_pairs = heldout("all")
-        other: Part = "test" if part == "dev" else "dev"
+        other: Literal["dev", "test"] = "test" if part == "dev" else "dev"
         if wanted and not is_heldout(scene, other) and (by_objects or together not in any_object_pairs):
             return scene
 
