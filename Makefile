@@ -34,7 +34,7 @@ demo: $(VENV)/installed
 		"three green mushrooms on a gray background" \
 		"a small yellow cat on a night background, sketch" \
 		"粉色的蝴蝶,小精靈,卡通" \
-		"蓝色的房子在红色的花的左边"
+		"蓝色的房子在红色的星星的左边"
 	@echo "The last file is the contact sheet."
 
 test: $(VENV)/installed-dev
