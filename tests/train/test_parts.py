@@ -15,7 +15,8 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, caption
-from zoo.data.scenes import COLOURS, SHAPES, heldout
+from zoo.data.scenes import COLOURS, SHAPES, Description, heldout
+from zoo.evaluate.checker import Verdict
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.text.clip import ClipTextEncoder
 from zoo.text.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ threads = 1
 log_every = 1
 [data]
 scenes = 8
-size = 16
+size = 64
 workers = 1
 """
 VAE = """
@@ -40,6 +41,7 @@ model = {channels = [8, 16], groups = 4, blocks_per_level = 1}
 """
 UNET = """
 part = "unet"
+judged = 1
 model = {channels = [8, 16], attention = [false, true], groups = 4, heads = 2, blocks_per_level = 1, context_width = 16}
 """
 
@@ -106,7 +108,7 @@ def test_the_trained_vae_is_read_back_with_latents_of_unit_variance(home: Path) 
     trained = vae.load(home / "vae" / "final")
     images = to_float(torch.from_numpy(np.array(cache.Scenes(next((home / "cache").glob("scenes-*"))).images)))
     latents = trained.to_diffusion(trained.encode(images).mean)
-    assert latents.shape == (8, 4, 8, 8)
+    assert latents.shape == (8, 4, 32, 32)
     assert 0.5 < float(latents.std()) < 2
     story = json.loads((home / "vae" / "final" / "training.json").read_text("utf-8"))
     assert set(story["figures"]) == {"psnr", "l1", "latent_std"}
@@ -126,20 +128,29 @@ def test_the_discriminator_judges_but_is_not_judged() -> None:
     assert all(p.grad is not None for p in judge.parameters())
 
 
-def test_a_unet_trains_and_draws_through_the_pipeline_parts(home: Path) -> None:
+def test_a_unet_trains_and_draws_through_the_pipeline_parts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[torch.Tensor] = []
+
+    def judge(picture: torch.Tensor, scene: Description) -> Verdict:  # the real one is slow to say no to noise
+        judged.append(picture)
+        return Verdict(len(judged) % 2 == 0, {}, ())
+
+    monkeypatch.setattr(unet, "judge", judge)
     summary = run(home / "unet.toml", _unet(home, "unet"), device="cpu")
     arguments = json.loads((summary.folder / "config.json").read_text("utf-8"))
     generator = LatentGenerator.load(summary.folder, arguments)
     assert generator.needs == replace(ClipTextEncoder.load(home / "text").produces, pooled=None)
     assert generator.produces.space == VaeDecoder(vae.load(home / "vae" / "final")).needs.space
-    assert generator.shape(None) == (4, 8, 8)
+    assert generator.shape(None) == (4, 32, 32)
+    assert summary.figures == {"seen_en": 0.0, "seen_zh": 1.0, "held_out_en": 0.0, "held_out_zh": 1.0}
+    assert all(p.shape == (3, 64, 64) and 0 <= p.min() <= p.max() <= 1 for p in judged)
     assert (generator.config.prediction, generator.config.schedule.name) == ("v", "cosine")
     assert len(list((home / "cache").glob("latents-*"))) == len(list((home / "cache").glob("text-*"))) == 1
 
 
 def test_cached_rows_belong_together(home: Path) -> None:
     """Row r of the latents is scene r, and rows 2r and 2r+1 of the text are its English and its Chinese caption."""
-    pictures = cache.scenes(cache.SceneData(scenes=8, size=16, workers=1))
+    pictures = cache.scenes(cache.SceneData(scenes=8, size=64, workers=1))
     text = ClipTextEncoder.load(home / "text")
     with torch.no_grad():
         rows = unet.tokens(pictures, text, 2)
@@ -160,6 +171,7 @@ def test_cached_rows_belong_together(home: Path) -> None:
     [
         ("model.context_width=24", "model.context_width = 24, but the frozen parts need 16"),
         ("model.in_channels=8", "model.in_channels = 8, but the frozen parts need 4"),
+        ("data.size=32", "judged=0"),
         ("vae=nowhere", "no trained VAE in nowhere"),
         ("text_encoder=nowhere", "nowhere"),
         ("schedule.name=cosin", "did you mean 'cosine'"),

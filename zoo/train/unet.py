@@ -22,6 +22,9 @@ from zoo.diffusion.noise import ImageNoise
 from zoo.diffusion.objective import loss as objective
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
+from zoo.evaluate.checker import judge
+from zoo.evaluate.foreground import SIDE
+from zoo.evaluate.tasks import MEAN_OF, cases
 from zoo.interface import Conditioning, Sampling
 from zoo.stable_diffusion.parts import GeneratorConfig, LatentGenerator, VaeDecoder
 from zoo.stable_diffusion.unet import UNet, UNetConfig
@@ -33,6 +36,8 @@ from zoo.train.recipe import Recipe, RecipeError
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
 
 CHUNK = 200  # pictures or captions encoded at once
+AT_ONCE = 32  # pictures drawn at once for the checker
+JUDGED_SEED = 1  # other scenes than those that a finished model is scored on
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 PROBED = 500  # captions that tell whether a cache is what today's code would say
 PROMPTS = (
@@ -61,6 +66,7 @@ class UNetRecipe(Recipe):
     gamma: float | None = Field(5.0, gt=0)  # of the min-SNR weighting
     guidance: float = Field(4.0, ge=0)  # of the sample grid
     prompts: tuple[str, ...] = PROMPTS  # of the sample grid
+    judged: int = Field(4, ge=0)  # scenes a task, seen and of the dev half, that the checker judges beside it
 
 
 class UNetTask(Task[UNetRecipe]):
@@ -76,6 +82,8 @@ class UNetTask(Task[UNetRecipe]):
             with torch.no_grad():
                 self.null = self.text.null(1).tokens.float()
                 self.shown = self.text.encode(recipe.prompts).tokens.float()
+                self.asked = [case for case in cases(recipe.judged, JUDGED_SEED, "dev") if case.task in MEAN_OF]
+                self.asked_text = self.text.encode([case.prompt for case in self.asked] or [""]).tokens.float()
         except ValueError as error:  # a folder without them, or a prompt that is too long
             raise RecipeError(str(error)) from None
         self._check()
@@ -117,14 +125,23 @@ class UNetTask(Task[UNetRecipe]):
         return value, {}
 
     def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
-        """Pictures of the recipe's prompts, two of each, guided."""
-        prompts, again = len(self.recipe.prompts), 2
-        text = Conditioning(tokens=self.shown.repeat_interleave(again, 0))
-        empty = Conditioning(tokens=self.null.expand(prompts * again, -1, -1))
-        noise = ImageNoise(list(range(again)) * prompts)
-        shape = (prompts * again, *self.latents.shape[1:])
-        made = sample(cast(Denoiser, model), text, empty, noise, Sampling(guidance=self.recipe.guidance), shape)
-        return grid(self.vae.decode(self.vae.from_diffusion(made)), columns=8), {}
+        """Pictures of the recipe's prompts, two of each; and how many of those the checker asked for were right."""
+        denoiser = cast(Denoiser, model)
+        shown = self._draw(denoiser, self.shown.repeat_interleave(2, 0), [0, 1] * len(self.shown))
+        right: dict[str, list[bool]] = {}
+        for start in range(0, len(self.asked), AT_ONCE):
+            asked = self.asked[start : start + AT_ONCE]
+            pictures = self._draw(denoiser, self.asked_text[start : start + AT_ONCE], [case.seed for case in asked])
+            for case, picture in zip(asked, (pictures.float().cpu() / 2 + 0.5).clamp(0, 1), strict=True):
+                right.setdefault(f"{case.split}_{case.language}", []).append(judge(picture, case.scene).ok)
+        return grid(shown, columns=8), {name: sum(oks) / len(oks) for name, oks in right.items()}
+
+    def _draw(self, denoiser: Denoiser, tokens: Tensor, seeds: list[int]) -> Tensor:
+        """Guided pictures [batch, 3, height, width] in [-1, 1] of encoded prompts [batch, length, width]."""
+        text, empty = Conditioning(tokens=tokens), Conditioning(tokens=self.null.expand_as(tokens))
+        shape = (len(tokens), *self.latents.shape[1:])
+        made = sample(denoiser, text, empty, ImageNoise(seeds), Sampling(guidance=self.recipe.guidance), shape)
+        return self.vae.decode(self.vae.from_diffusion(made))
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """unet/model.safetensors in half precision; config.json has the arguments for `LatentGenerator.load`."""
@@ -153,6 +170,8 @@ class UNetTask(Task[UNetRecipe]):
         ):
             if value != wanted:
                 raise RecipeError(f"{key} = {value}, but the frozen parts need {wanted}: set {key}={wanted}")
+        if self.recipe.judged and self.recipe.data.size % SIDE:
+            raise RecipeError(f"the checker judges pictures whose size is a multiple of {SIDE}: set judged=0")
         if self.recipe.data.size % (self.vae.downsampling * model.downsampling):
             raise RecipeError(
                 f"data.size = {self.recipe.data.size} is no multiple of {self.vae.downsampling * model.downsampling}, "
