@@ -22,7 +22,7 @@ def render(config: ModelConfig) -> str:
         table(("", ""), _facts(config)),
         *(f"## {title}\n\n{text}" for title, text in config.notes.items()),
         _training(config),
-        _results(config.results),
+        _results(config),
         "## Prompts to try\n\n" + "\n".join(f"- {prompt}" for prompt in config.examples) if config.examples else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -85,20 +85,29 @@ def _training(config: ModelConfig) -> str:
     return f"## Training\n\nAgain from nothing:\n\n```sh\n{commands}\n```{runs}"
 
 
-def _results(results: Any) -> str:
+def scores(config: ModelConfig) -> str:
+    """The table of a model's scores by task, split and language; empty where it was not evaluated."""
+    evaluated: Any = config.results.get("evaluation")
+    if not evaluated:
+        return ""
+    cells = [("**overall**", evaluated["overall"]), *evaluated["tasks"].items()]
+    columns = [(split, language) for split in SPLITS for language in ("en", "zh")]
+    rows = [(name, *(cell.get(split, {}).get(language) for split, language in columns)) for name, cell in cells]
+    return table(("task", *(f"{SPLITS[split]}, {language}" for split, language in columns)), rows)
+
+
+def _results(config: ModelConfig) -> str:
+    results: Any = config.results
     if not results:
         return ""
     sections = ["## Results"]
-    if scores := results.get("evaluation"):
-        cells = [("**overall**", scores["overall"]), *scores["tasks"].items()]
-        columns = [(split, language) for split in SPLITS for language in ("en", "zh")]
-        rows = [(name, *(cell.get(split, {}).get(language) for split, language in columns)) for name, cell in cells]
+    if evaluated := results.get("evaluation"):
         sections.append(
             "The share of pictures in which the checker finds everything that the prompt says, one picture a prompt, "
-            f"{scores['images']} in all. Overall is the mean of the six tasks without style. *Held out*: colours and "
-            f"objects, or pairs of objects, that training never showed together ({scores['heldout']} half).\n\n"
-            + table(("task", *(f"{SPLITS[split]}, {language}" for split, language in columns)), rows)
+            f"{evaluated['images']} in all. Overall is the mean of the six tasks without style. *Held out*: colours "
+            f"and objects, or pairs of objects, that training never showed together ({evaluated['heldout']} half)."
         )
+        sections.append(scores(config))
     measures = [
         ("reconstruction by the VAE on fresh scenes, PSNR in dB", results.get("psnr")),
         ("seconds a picture, warm, on the machine that measured", results.get("seconds_per_image")),

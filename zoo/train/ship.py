@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from zoo import config as configs
-from zoo import weights
+from zoo import model_card, weights
 from zoo.config import Defaults, ModelConfig
 from zoo.loading import load
 from zoo.pipeline import Pipeline
@@ -121,7 +121,20 @@ def measure(folder: Path, recipe: ShipRecipe) -> None:
         "parameters": parameters(pipe),
         "seconds_per_image": seconds(pipe, recipe.examples[0]),
     }
-    weights.write_config(folder, configs.read(folder).model_copy(update={"results": results}))
+    config = configs.read(folder).model_copy(update={"results": results})
+    weights.write_config(folder, config)
+    write_scores(Path("README.md"), config)
+
+
+def write_scores(readme: Path, config: ModelConfig) -> None:
+    """Put the model's scores between the README's marks for them, where it has such marks."""
+    begin, end = f"<!-- scores of {config.name}: written by `python -m zoo.train.ship` -->\n", "<!-- end of scores -->"
+    text = readme.read_text("utf-8") if readme.is_file() else ""
+    head, found, rest = text.partition(begin)
+    if found:
+        with replacing(readme) as temporary:
+            tail = rest.partition(end)[2]
+            temporary.write_text(f"{head}{begin}\n{model_card.scores(config)}\n\n{end}{tail}", "utf-8")
 
 
 def parameters(pipe: Pipeline) -> dict[str, JsonValue]:

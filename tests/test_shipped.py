@@ -1,0 +1,140 @@
+"""What ships in weights/: it loads, draws what it is asked for, and the cards and the README tell the truth."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import venv
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo import config as configs
+from zoo import model_card
+from zoo.data.scenes import Description, Item
+from zoo.evaluate.checker import judge
+from zoo.pipeline import Pipeline
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "weights"
+MODELS = sorted(path.parent.name for path in SHIPPED.glob("*/config.json") if path.parent.name in zoo.list_models())
+STEP = 1 / 255 + 1e-6
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return zoo.load("stable-diffusion-small", device="cpu")
+
+
+def test_sizes() -> None:
+    sizes = [path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()]
+    assert max(sizes) <= 15 * 2**20
+    assert sum(sizes) <= 45e6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_card_is_rendered_from_the_config(name: str) -> None:
+    assert (SHIPPED / name / "README.md").read_text("utf-8") == model_card.render(configs.read(SHIPPED / name))
+    assert zoo.card(name) == model_card.render(configs.read(SHIPPED / name))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_measured_scores_are_good_enough_to_ship(name: str) -> None:
+    overall = configs.read(SHIPPED / name).results["evaluation"]["overall"]
+    assert overall["seen"]["en"] >= 0.75
+    assert overall["held_out"]["en"] >= 0.55
+    assert abs(overall["seen"]["zh"] - overall["seen"]["en"]) <= 0.05
+
+
+def test_it_draws_what_it_is_asked_for(pipe: Pipeline) -> None:
+    asked = {
+        "a large red circle on a white background": Description((Item("circle", "red", "large"),), background="white"),
+        "a green star, cartoon": Description((Item("star", "green"),), style="cartoon"),
+        "粉色的蝴蝶,小精靈,卡通": Description((Item("butterfly", "pink"),), style="cartoon", face=True),
+        "一棵绿色的树,白色背景": Description((Item("tree", "green"),), background="white"),
+    }
+    drawn = pipe(list(asked), n=4, seed=0, progress=False)
+    right = [judge(picture, asked[prompt]).ok for prompt, picture in zip(drawn.prompts, drawn.tensor, strict=True)]
+    assert sum(right) >= 12, right
+
+
+def test_the_empty_prompt_draws_something(pipe: Pipeline) -> None:
+    pictures = pipe("", n=4, progress=False).tensor
+    assert pictures.std(dim=(1, 2, 3)).min() > 0.02
+    assert (pictures[0] - pictures[1]).abs().max() > 0.2
+
+
+def test_a_picture_does_not_depend_on_its_batch_order_or_thread(pipe: Pipeline) -> None:
+    prompts = [
+        "a red star",
+        "蓝色的汽车",
+        "two pink fish",
+        "a cat above a ring",
+        "",
+        "a tree, sketch",
+        "a moon",
+        "三朵花",
+    ]
+    seeds = [3, 1, 4, 1, 5, 9, 2, 6]
+
+    def alone(i: int) -> torch.Tensor:
+        return pipe(prompts[i], n=1, seed=seeds[i], progress=False).tensor[0]
+
+    for sampler in ("dpmpp_2m", "euler_ancestral"):
+        batch = pipe(prompts, n=1, seed=seeds, sampler=sampler, progress=False).tensor
+        backwards = pipe(prompts[::-1], n=1, seed=seeds[::-1], sampler=sampler, progress=False).tensor.flip(0)
+        assert (batch - backwards).abs().max() <= STEP
+        single = pipe(prompts[2], n=1, seed=seeds[2], sampler=sampler, progress=False).tensor[0]
+        assert (batch[2] - single).abs().max() <= STEP
+    batch = pipe(prompts, n=1, seed=seeds, progress=False).tensor
+    with ThreadPoolExecutor(4) as pool:
+        for picture, expected in zip(pool.map(alone, range(len(prompts))), batch, strict=True):
+            assert (picture - expected).abs().max() <= STEP
+
+
+def test_unknown_words_are_announced(pipe: Pipeline) -> None:
+    with pytest.warns(UserWarning, match="dragon"):
+        pipe("a red dragon", n=1, steps=1, progress=False)
+
+
+def test_readme_shows_the_scores_of_the_config() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in MODELS:
+        assert model_card.scores(configs.read(SHIPPED / name)) in readme
+
+
+def test_readme_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert list((tmp_path / "outputs").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_wheel_in_an_environment_of_its_own_draws_the_same_picture(pipe: Pipeline, tmp_path: Path) -> None:
+    """The wheel brings its weights along: nothing of the checkout is on the new environment's path."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    # Dependencies come from this environment; the package itself must come from the wheel.
+    venv.create(tmp_path / "env", with_pip=False)
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True
+    )
+    ours = Path(torch.__file__).parent.parent
+    script = (
+        f"import sys; sys.path.append({str(ours)!r}); import zoo, torch\n"
+        f"assert zoo.__file__.startswith({str(site)!r}), zoo.__file__\n"
+        "torch.save(zoo.load('stable-diffusion-small')('a red star', n=1, seed=3, progress=False).tensor, 'picture.pt')"
+    )
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([str(python), "-c", script], check=True, cwd=tmp_path)
+    theirs = torch.load(tmp_path / "picture.pt", weights_only=True)
+    assert (theirs - pipe("a red star", n=1, seed=3, progress=False).tensor).abs().max() <= STEP
