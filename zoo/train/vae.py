@@ -117,8 +117,12 @@ class VaeTask(Task[VaeRecipe]):
         return grid(rows, columns=8), {name: float(value) for name, value in figures.items()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """config.json, with the factor that brings its latents to unit variance, and the weights in half precision."""
+        """config.json, with the factor that brings its latents to unit variance, and the weights in half precision.
+
+        Before, each channel of the latents is brought to mean 0 and variance 1 (`standardise`), where the VAE can.
+        """
         vae = _vae(model)
+        standardise(vae, self.fresh)
         with torch.no_grad():
             latents = torch.cat([vae.encode(part).mean for part in self.fresh.split(64)])
         measured = {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
@@ -140,6 +144,28 @@ def load(folder: str | Path) -> VAE:
     vae = tensors.on_meta(lambda: VAE(config))
     tensors.assign(vae, tensors.read(path.with_name(WEIGHTS)), source=path.with_name(WEIGHTS))
     return vae.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def standardise(vae: VAE, images: Tensor) -> None:
+    """Give each latent channel mean 0 and variance 1 over `images`, by changing the two 1x1 convolutions around it.
+
+    What the VAE reconstructs stays the same. Diffusion adds equal noise to all channels, so those that happen to be
+    small would drown in it first; one scaling factor for all of them cannot mend that. Does nothing without the two.
+    """
+    inward, outward = vae.quant_conv, vae.post_quant_conv
+    if not isinstance(inward, nn.Conv2d) or not isinstance(outward, nn.Conv2d):
+        return
+    assert inward.bias is not None
+    assert outward.bias is not None
+    latents = torch.cat([vae.encode(part).mean for part in images.split(64)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    z = len(mean)
+    inward.weight[:z] /= std[:, None, None, None]
+    inward.bias[:z] = (inward.bias[:z] - mean) / std
+    inward.bias[z:] -= 2 * std.log()  # the second half is the log variance
+    outward.bias += outward.weight[:, :, 0, 0] @ mean
+    outward.weight *= std[:, None, None]
 
 
 def _vae(model: nn.Module) -> VAE:
