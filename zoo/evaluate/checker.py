@@ -24,8 +24,8 @@ FACETS = ("shape", "colour", "size", "count", "relation", "background", "style",
 LARGE = 0.485  # extent from which an object is large: halfway between the largest small and the smallest large one
 LEAST_SPAN = 11  # pixels across below which a thing is a stray speck, not an object
 LEAST_EXTENT = 0.235
-ERROR = {"plain": 0.11, "cartoon": 0.13, "sketch": 0.22}  # unexplained share of a whole object, at most
-LOOSE = {"plain": 0.026, "cartoon": 0.026, "sketch": 0.04}
+ERROR = {"plain": 0.05, "cartoon": 0.07, "sketch": 0.16}  # unexplained share of a whole object, at most
+LOOSE = {"plain": 0.016, "cartoon": 0.02, "sketch": 0.034}
 FOREIGN = {"plain": 0.05, "cartoon": 0.06, "sketch": 0.2}
 STRETCH = exp(0.25)
 

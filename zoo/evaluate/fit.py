@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from zoo.data.scenes import COLOURS
 from zoo.evaluate.foreground import SIDE, Array, Blob
-from zoo.evaluate.prototypes import GRID, RGB, Kind, Prototypes, on_grid, prototypes, soften
+from zoo.evaluate.prototypes import CELLS, GRID, RGB, Kind, Prototypes, interpolate, on_grid, prototypes, soften
 
 FREEDOM = 24.0  # RGB distance by which a colour may be off at no cost
 CANDIDATES, ROUNDS = 5, 3
+HAZE = 0.9  # cells: the blur whose share in a picture is fitted
+BEND, BEND_OVER, BENDS = 1.2, 2.5, 1  # pixels at most, smooth over so many cells
+STIFFNESS = 400.0
+# A little resistance keeps what the picture leaves undecided (a circle's turn) where it is.
+RESISTANCE = np.array((100, 100, 1e4, 1e4, 4e4, 4e4, 1e3))
 _X, _Y = np.meshgrid(*(np.arange(GRID, dtype=np.float32) + 0.5 - GRID / 2,) * 2)
 
 
@@ -25,6 +31,7 @@ class Fit:
     colour: str
     tint: Array  # the body colour that fits best, RGB
     error: float  # the share of the blob that is left unexplained
+    stiff: float
     loose: float  # the same, forgiving displacements of a cell
     foreign: float  # share of the body that has another colour
     x: float
@@ -93,51 +100,62 @@ def fit(picture: Array, background: Array, blob: Blob, others: list[Blob], night
             best.append((float(costs[index].min()), int(index)))
             if len(best) == CANDIDATES or best[-1][0] > 2.5 * best[0][0]:
                 break
-    return sorted((_refine(soft, behind, blob, index, p, s) for _, index in best), key=lambda f: f.error)
+    return sorted((_refine(soft, behind, blob, index, p) for _, index in best), key=lambda f: f.error)
 
 
-def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes, s: _Sums) -> Fit:
-    """Gauss-Newton on place, width, height and turn of one prototype (Lucas and Kanade's image alignment)."""
+def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes) -> Fit:
+    """Gauss-Newton on place, size, turn, slant and sharpness of a prototype (Lucas and Kanade's image alignment).
+
+    What the last step leaves is then bent a little: a slight wobble of the outline is not unexplained.
+    """
     left, top, right, bottom = (float(v) for v in blob.box)
     x, y, width, height, turn = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top, 0.0
-    body = p.body[index].reshape(GRID, GRID, 1)
-    plain = (p.fixed[index] - p.covered[index][:, None] * behind).reshape(GRID, GRID, 3)
+    slant, haze = 0.0, 0.0
+    plain = p.fixed[index] - p.covered[index][:, None] * behind
+    sharp = np.concatenate([plain, p.body[index][:, None]], 1).reshape(GRID, GRID, 4)
+    hazy = ndimage.gaussian_filter(sharp, (HAZE, HAZE, 0)) - sharp
     allowed = np.flatnonzero(p.allowed[index])
     for step in range(ROUNDS + 1):
-        patch = on_grid(picture, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), turn)
-        tint = (body * (patch - plain)).sum((0, 1)) / s.ww[index]
-        off = np.linalg.norm(RGB[allowed] - tint, axis=1)
-        name = allowed[off.argmin()]
-        tint = RGB[name] + (tint - RGB[name]) * min(1.0, FREEDOM / max(float(off.min()), 1e-6))
-        model = plain + body * tint
+        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        patch = on_grid(picture, box, turn, slant)
+        layers = sharp + haze * hazy
+        tint, name = _tint(patch - layers[..., :3], layers[..., 3:], allowed)
+        model = layers[..., :3] + layers[..., 3:] * tint
         if step == ROUNDS:
             break
         down, across = np.gradient(model, axis=(0, 1))
         turning = across * -_Y[..., None] + down * _X[..., None]
-        moves = np.stack([across, down, across * _X[..., None], down * _Y[..., None], turning], -1).reshape(-1, 5)
-        normal = moves.T @ moves
-        # A little resistance keeps what the picture leaves undecided (a circle's turn) where it is.
-        normal[np.diag_indices(5)] *= 1.02
-        normal[np.diag_indices(5)] += np.array((10, 10, 1000, 1000, 4000)) * 10
-        dx, dy, sx, sy, dt = np.linalg.solve(normal, moves.T @ (model - patch).ravel())
-        cell_x, cell_y = width / 24, height / 24
-        x += float(np.clip(dx, -1.5, 1.5)) * cell_x
-        y += float(np.clip(dy, -1.5, 1.5)) * cell_y
+        blurring = -(hazy[..., :3] + hazy[..., 3:] * tint)  # moves the picture towards the model, as the others do
+        moves = [across, down, across * _X[..., None], down * _Y[..., None], turning, across * _Y[..., None], blurring]
+        slopes = np.stack(moves, -1).reshape(-1, len(moves))
+        normal = slopes.T @ slopes
+        normal[np.diag_indices(len(moves))] = np.diag(normal) * 1.02 + RESISTANCE
+        dx, dy, sx, sy, dt, ds, dh = np.linalg.solve(normal, slopes.T @ (model - patch).ravel())
+        x += float(np.clip(dx, -1.5, 1.5)) * width / CELLS
+        y += float(np.clip(dy, -1.5, 1.5)) * height / CELLS
         width *= 1 + float(np.clip(sx, -0.08, 0.08))
         height *= 1 + float(np.clip(sy, -0.08, 0.08))
         turn += float(np.clip(dt, -0.06, 0.06))
+        slant = float(np.clip(slant + np.clip(ds, -0.06, 0.06), -0.12, 0.12))
+        haze = float(np.clip(haze + dh, -0.5, 1.5))
     extents = np.array((width, height)) / SIDE / p.size[index]
     extent = float(np.sqrt(extents.prod()))
     energy = 0.5 * float((patch**2).sum() + (model**2).sum())
+    stiff = float(((patch - model) ** 2).sum()) / energy
+    layers = _bent(layers, model, patch, width / CELLS, height / CELLS)
+    body = layers[..., 3]
+    tint, name = _tint(patch - layers[..., :3], layers[..., 3:], allowed)
+    model = layers[..., :3] + layers[..., 3:] * tint
     if p.kinds[index].style == "sketch":
-        foreign = _foreign_line(tint, name, patch, behind, body[..., 0])
+        foreign = _foreign_line(tint, name, patch, behind, body)
     else:
-        foreign = _foreign_fill(tint, name, patch, model, body[..., 0])
+        foreign = _foreign_fill(tint, name, patch, model, body)
     return Fit(
         kind=p.kinds[index],
         colour=COLOURS[name],
         tint=tint,
         error=float(((patch - model) ** 2).sum()) / energy,
+        stiff=stiff,
         loose=float((_beyond(patch, model) ** 2).sum() + (_beyond(model, patch) ** 2).sum()) / 2 / energy,
         foreign=foreign,
         x=float(x / SIDE + p.centre[index, 0] * extent),
@@ -145,6 +163,30 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
         extent=extent,
         stretch=float(extents[0] / extents[1]),
     )
+
+
+def _tint(patch: Array, body: Array, allowed: NDArray[np.intp]) -> tuple[Array, int]:
+    """The body colour that explains a patch best, and which colour's name it bears; far from the name costs."""
+    tint = (body * patch).sum((0, 1)) / (body * body).sum()
+    off = np.linalg.norm(RGB[allowed] - tint, axis=1)
+    name = int(allowed[off.argmin()])
+    return RGB[name] + (tint - RGB[name]) * min(1.0, FREEDOM / max(float(off.min()), 1e-6)), name
+
+
+def _bent(layers: Array, model: Array, patch: Array, cell_x: float, cell_y: float) -> Array:
+    """The layers moved smoothly towards the patch, by `BEND` pixels at most (optical flow of Lucas and Kanade)."""
+    for _ in range(BENDS):
+        down, across = np.gradient(model, axis=(0, 1))
+        away = patch - model
+        products = [across * across, across * down, down * down, across * away, down * away]
+        xx, xy, yy, xd, yd = ndimage.gaussian_filter(np.stack([q.sum(2) for q in products]), (0, BEND_OVER, BEND_OVER))
+        xx, yy = xx + STIFFNESS, yy + STIFFNESS
+        scale = 1 / (xx * yy - xy * xy)
+        right, lower = (yy * xd - xy * yd) * scale * cell_x, (xx * yd - xy * xd) * scale * cell_y
+        far = np.maximum(np.hypot(right, lower) / BEND, 1)
+        columns, rows = _X + GRID / 2 - 0.5 + right / far / cell_x, _Y + GRID / 2 - 0.5 + lower / far / cell_y
+        layers = interpolate(layers, columns, rows)
+    return layers
 
 
 def _foreign_fill(tint: Array, name: int, patch: Array, model: Array, body: Array) -> float:

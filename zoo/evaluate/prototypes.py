@@ -21,7 +21,7 @@ from zoo.evaluate.foreground import SIDE, Array, backdrop, distance_from, find_b
 CELLS, MARGIN = 24, 2  # a box is CELLS wide and high on the grid, with MARGIN cells around it
 Box: TypeAlias = tuple[float, float, float, float]
 GRID = CELLS + 2 * MARGIN
-TILTS = (-4.5, 0.0, 4.5)
+TILTS = (-3.5, 3.5)
 EXTENTS = {"plain": (0.33, 0.56), "cartoon": (0.31, 0.38, 0.48, 0.66), "sketch": (0.31, 0.38, 0.48, 0.66)}
 FACE_EXTENTS = (0.43, 0.54, 0.68)
 BLUR = 0.66
@@ -64,75 +64,124 @@ def soften(picture: Array, box: Box) -> Array:
     return ndimage.gaussian_filter(picture, (BLUR * cell, BLUR * cell, 0), truncate=2.5)
 
 
-def on_grid(picture: Array, box: Box, turn: float = 0.0) -> Array:
+def on_grid(picture: Array, box: Box, turn: float = 0.0, slant: float = 0.0) -> Array:
     """The part of a picture [64, 64, channels] in and around a box, on the grid [grid, grid, channels].
 
-    `turn` (radians) rotates the box about its centre.
+    `turn` (radians) rotates the box about its centre, `slant` shifts its rows sideways, by so many columns a row.
     """
     left, top, right, bottom = box
-    x, y = _REACH_X * ((right - left) / CELLS), _REACH_Y * ((bottom - top) / CELLS)
+    x = (_REACH_X + slant * _REACH_Y) * ((right - left) / CELLS)
+    y = _REACH_Y * ((bottom - top) / CELLS)
     cos, sin = np.cos(turn), np.sin(turn)
-    columns = (left + right) / 2 + cos * x - sin * y - 0.5
-    rows = (top + bottom) / 2 + sin * x + cos * y - 0.5
-    return np.stack(
-        [ndimage.map_coordinates(c, (rows, columns), order=1, mode="constant") for c in np.moveaxis(picture, 2, 0)], -1
+    return interpolate(
+        picture, (left + right) / 2 + cos * x - sin * y - 0.5, (top + bottom) / 2 + sin * x + cos * y - 0.5
     )
+
+
+def interpolate(picture: Array, columns: Array, rows: Array) -> Array:
+    """The values of a picture [height, width, channels] between its pixels; outside of it they fall to zero."""
+    height, width, channels = picture.shape
+    flat = np.pad(picture, ((1, 1), (1, 1), (0, 0))).reshape(-1, channels)
+    columns, rows = np.clip(columns + 1, 0, width + 0.999), np.clip(rows + 1, 0, height + 0.999)
+    left, top = columns.astype(np.intp), rows.astype(np.intp)
+    across, down = (columns - left)[..., None], (rows - top)[..., None]
+    corner = top * (width + 2) + left
+    upper = flat[corner] * (1 - across) + flat[corner + 1] * across
+    lower = flat[corner + width + 2] * (1 - across) + flat[corner + width + 3] * across
+    return (upper * (1 - down) + lower * down).astype(np.float32)
 
 
 @cache
 def prototypes(night: bool) -> Prototypes:
     """All prototypes as they look on light backgrounds, or on the night sky."""
-    rows = []
-    for shape in SHAPES:
-        for style in STYLES:
-            for face in (False, True):
-                for extent in FACE_EXTENTS if face else EXTENTS[style]:
-                    for tilt in TILTS:
-                        rows += _draw(Kind(shape, style, face), extent, tilt, night)
+    rows: list[_Row] = []
+    for drawing in _drawings():
+        rows += _rows(drawing, night)
     kinds, *columns = zip(*rows, strict=True)
     return Prototypes(tuple(kinds), *(np.stack(column).astype(np.float32) for column in columns))
 
 
-def _draw(kind: Kind, extent: float, tilt: float, night: bool) -> list[tuple[object, ...]]:
-    """The prototypes of one drawing: for most colours and, where they differ, for black and for yellow and orange."""
+@dataclass(frozen=True)
+class _Drawing:
+    """An object in the middle of a picture [64, 64]: what its colour and its background add, and for each group of
+    colours that share their accents what is there in any case. Faces are drawn otherwise at night where one sees
+    through the object: `fixed_at_night`."""
 
+    kind: Kind
+    extent: float
+    tilt: float
+    body: Array
+    seen: Array
+    fixed: dict[tuple[str, ...], Array]
+    fixed_at_night: Array
+
+
+@cache
+def _drawings() -> list[_Drawing]:
+    return [
+        _draw(Kind(shape, style, face), extent, tilt)
+        for shape in SHAPES
+        for style in STYLES
+        for face in (False, True)
+        for extent in (FACE_EXTENTS if face else EXTENTS[style])
+        for tilt in TILTS
+    ]
+
+
+def _draw(kind: Kind, extent: float, tilt: float) -> _Drawing:
     def picture(colour: str, background: str) -> Array:
         thing = Placed(kind.shape, colour, 0.5, 0.5, extent, tilt)
         return render(Scene((thing,), background, kind.style, kind.face), SIDE).astype(np.float32)
 
-    def share(difference: Array, direction: Array) -> Array:
-        return (difference * direction).sum(-1) / (direction * direction).sum(-1)
+    def rest(picture: Array, colour: str, background: str) -> Array:
+        return picture - body[..., None] * RGB[COLOURS.index(colour)] - seen[..., None] * backdrop(background)
 
-    home = "night" if night else "white"
-    sky = backdrop(home)
-    red, blue = picture("red", home), picture("blue", home)
-    body = share(red - blue, np.broadcast_to(RGB[0] - RGB[COLOURS.index("blue")], sky.shape))
-    seen = share(picture("red", "white") - picture("red", "gray"), backdrop("white") - backdrop("gray"))
-    drawn = find_blobs(distance_from(sky, red))
-    box = max(drawn, key=lambda blob: blob.span).box
+    # Two pictures that differ in both the object's colour and the background tell the shares of both.
+    red = picture("red", "white")
+    difference = red - picture("blue", "gray")
+    colour, ground = RGB[COLOURS.index("red")] - RGB[COLOURS.index("blue")], backdrop("white") - backdrop("gray")
+    cc, cg, gg = (colour * colour).sum(), ground @ colour, (ground * ground).sum(-1)
+    by_colour, by_ground = difference @ colour, (difference * ground).sum(-1)
+    body = (by_colour * gg - by_ground * cg) / (cc * gg - cg * cg)
+    seen = (by_ground * cc - by_colour * cg) / (cc * gg - cg * cg)
+    fixed = rest(red, "red", "white")
+    groups = {g: rest(picture(g[0], "white"), g[0], "white") if g[0] != "red" else fixed for g in _groups(kind)}
+    see_through = kind.face and (kind.style == "sketch" or kind.shape == "ring")
+    at_night = rest(picture("red", "night"), "red", "night") if see_through else fixed
+    return _Drawing(kind, extent, tilt, body, seen, groups, at_night)
+
+
+def _groups(kind: Kind) -> list[tuple[str, ...]]:
+    """The colours in groups that share their accents (see `zoo.data.draw`: pollen, dark parts, shades and smiles)."""
+    cold, warm, black = ("red", "green", "blue", "purple", "pink"), ("yellow", "orange"), ("black",)
+    if kind.style == "sketch":
+        return [(*cold, *warm, *black)]
+    groups = [cold, warm] if kind.shape == "flower" else [(*cold, *warm)]
+    if kind.face or kind.shape in ("butterfly", "car", "house", "fish"):
+        return [*groups, black]
+    return [(*groups[0], *black), *groups[1:]]
+
+
+_Row: TypeAlias = tuple[Kind, *tuple[Array, ...]]
+
+
+def _rows(drawing: _Drawing, night: bool) -> list[_Row]:
+    """The prototypes of a drawing, one for each group of colours."""
+    sky = backdrop("night" if night else "white")
+    fixed = drawing.fixed_at_night if night else next(iter(drawing.fixed.values()))
+    alone = fixed + drawing.body[..., None] * RGB[0] + (drawing.seen[..., None] - 1) * sky
+    box = max(find_blobs(distance_from(np.zeros_like(sky), alone)), key=lambda blob: blob.span).box
     left, top, right, bottom = box
-    size = np.array((right - left, bottom - top)) / SIDE / extent
-    centre = (0.5 - np.array((left + right, top + bottom)) / 2 / SIDE) / extent
-    shares = on_grid(soften(np.stack((body, 1 - seen), -1), box), box).reshape(-1, 2)
-
-    def prototype(colours: tuple[str, ...]) -> tuple[object, ...]:
-        index = COLOURS.index(colours[0])
-        fixed = picture(colours[0], home) - body[..., None] * RGB[index] - seen[..., None] * sky
-        allowed = np.array([c in colours for c in COLOURS])
-        return (
-            kind,
-            shares[:, 0],
-            shares[:, 1],
-            on_grid(soften(fixed, box), box).reshape(-1, 3),
-            allowed,
-            size,
-            centre,
-            np.array(tilt),
-        )
-
-    usual = ("red", "green", "blue", "purple", "pink")
-    warm = ("yellow", "orange")
-    groups = [usual, warm] if kind.shape == "flower" and kind.style != "sketch" else [usual + warm]
-    if not night:
-        groups = [*groups, ("black",)] if kind.style != "sketch" else [(*groups[0], "black")]
-    return [prototype(group) for group in groups]
+    size = np.array((right - left, bottom - top)) / SIDE / drawing.extent
+    centre = (0.5 - np.array((left + right, top + bottom)) / 2 / SIDE) / drawing.extent
+    rows: list[_Row] = []
+    for colours, usual in drawing.fixed.items():
+        if night and colours == ("black",):
+            continue  # there is none
+        accents = fixed if night and colours[0] == "red" else usual
+        layers = np.concatenate([drawing.body[..., None], 1 - drawing.seen[..., None], accents], 2)
+        layers = on_grid(soften(layers, box), box).reshape(-1, 5)
+        allowed = np.array([colour in colours and not (night and colour == "black") for colour in COLOURS])
+        values = (layers[:, 0], layers[:, 1], layers[:, 2:], allowed, size, centre, np.array(drawing.tilt))
+        rows.append((drawing.kind, *values))
+    return rows
