@@ -27,6 +27,7 @@ from zoo.clip import from_open_clip
 from zoo.data.captions import Language, caption, partial, swapped
 from zoo.data.scenes import Description
 from zoo.text.tokenizer import Tokenizer
+from zoo.train import TrainingError
 from zoo.train.cache import SceneData, picked, scenes
 from zoo.train.facets import CrossAttentionProbe, LinearProbe, labels, misread
 from zoo.train.recipe import Recipe, Table
@@ -114,6 +115,9 @@ class ClipTask(Task[ClipRecipe]):
         if step % self.recipe.pictures_every:
             del batch["images"]
         return batch
+
+    def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
+        raise TrainingError("CLIP compares every caption of a batch with every picture: train it in one process")
 
     def _batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         texts: list[list[str]] = [[], [], [], []]  # en, zh, changed en, changed zh

@@ -26,11 +26,16 @@ if TYPE_CHECKING:
 class Log:
     """Scalars are gathered on the device and read once per line, so that a GPU is never waited for."""
 
-    def __init__(self, recipe: Recipe, state: State) -> None:
+    def __init__(self, recipe: Recipe, state: State, *, quiet: bool = False) -> None:
         self._recipe = recipe
-        self._board = _board(recipe, state)
+        self._quiet = quiet
+        self._board = None if quiet else _board(recipe, state)
         self._bar = tqdm(
-            total=recipe.steps, initial=state.step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+            total=recipe.steps,
+            initial=state.step,
+            unit="step",
+            disable=quiet or not sys.stderr.isatty(),
+            dynamic_ncols=True,
         )
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._window: list[dict[str, float]] = []
@@ -96,6 +101,8 @@ class Log:
                 self._board.add_scalar(name, value, step)
 
     def _print(self, text: str) -> None:
+        if self._quiet:
+            return
         with tqdm.external_write_mode(sys.stdout):
             print(text, flush=True)
 

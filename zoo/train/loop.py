@@ -1,7 +1,8 @@
 """The one training loop: float32 weights, autocast, averaged weights, clipping, checkpoints, logs.
 
 Step i draws its batch and its noise from (seed, i) alone, so a run that was stopped and resumed walks the path of one
-that was not.
+that was not. Under `accelerate launch` the processes share each batch and average their gradients; the first one keeps
+time, logs and writes.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from zoo.train import Summary, TrainingError, checkpoint
 from zoo.train.checkpoint import State
@@ -51,24 +54,27 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
     model = model.to(memory_format=task.layout)
     ema, optimiser = Ema(model, recipe.ema), adamw(recipe.optimiser, model)
     state = (checkpoint.resume(checkpoints, model, ema, optimiser) if resume else None) or State()
-    _announce(recipe, state, place, sum(p.numel() for p in model.parameters()))
+    main, rank, ranks = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
+    if main:
+        _announce(recipe, state, place, ranks, sum(p.numel() for p in model.parameters()))
     if recipe.compile:
         task.compile(model)
 
     started = time.monotonic() - state.seconds
     figures: dict[str, float] = {}
-    with Log(recipe, state) as log, StopSignals() as stop:
-        for step, batch in _batches(task, recipe, state.step, place):
-            progress = _progress(recipe, step, state.seconds)
-            if progress >= 1 or stop.requested:
+    with Log(recipe, state, quiet=not main) as log, StopSignals() as stop:
+        for step, batch in _batches(task, recipe, state.step, place, rank, ranks):
+            progress, stopped = _agreed(accelerator, _progress(recipe, step, state.seconds), stop.requested)
+            if progress >= 1 or stopped:
                 break
             rate = learning_rate(recipe.optimiser, step, progress)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            torch.manual_seed(_seed(recipe, step))
+            torch.manual_seed(_seed(recipe, step, rank))
             with accelerator.autocast():
                 loss, metrics = task.loss(model, batch, progress)
             accelerator.backward(loss)
+            _average(accelerator, model)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.clip, foreach=True)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -83,28 +89,31 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
                 _check(log, recipe, checkpoints)
             if due[0]:
                 log.line(state, rate, progress)
-            if due[1]:
+            if due[1] and main:
                 figures = _inspect(accelerator, task, ema, log, state)
-            if due[2]:
+            if due[2] and main:
                 checkpoint.save(checkpoints, state, model, ema, optimiser)
         _check(log, recipe, checkpoints)
-        finished = _progress(recipe, state.step, state.seconds) >= 1
-        if finished and not (figures and state.step % recipe.sample_every == 0):
+        finished = _agreed(accelerator, _progress(recipe, state.step, state.seconds), False)[0] >= 1
+        if main and finished and not (figures and state.step % recipe.sample_every == 0):
             figures = _inspect(accelerator, task, ema, log, state)
-    if not checkpoint.place(checkpoints, state.step).exists():
+    if main and not checkpoint.place(checkpoints, state.step).exists():
         checkpoint.save(checkpoints, state, model, ema, optimiser)
     summary = Summary(
         finished, state.step, state.step * recipe.batch, state.seconds / 60, figures, recipe.folder / "final"
     )
-    if finished:
-        _export(task, ema, recipe, summary)
-    ending = f"finished at step {state.step}: {summary.folder}" if finished else f"stopped at step {state.step}: resume"
-    print(f"{ending} ({state.seconds / 60:.1f} minutes)", flush=True)
+    if main:
+        if finished:
+            _export(task, ema, recipe, summary)
+        ending = (
+            f"finished at step {state.step}: {summary.folder}" if finished else f"stopped at step {state.step}: resume"
+        )
+        print(f"{ending} ({state.seconds / 60:.1f} minutes)", flush=True)
     return summary
 
 
 def _accelerator(recipe: Recipe, device: str | None) -> Accelerator:
-    """accelerate, for the device and autocast; one process."""
+    """accelerate, for the device and autocast."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.set_flush_denormal(True)
@@ -116,16 +125,40 @@ def _accelerator(recipe: Recipe, device: str | None) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may differ in autocast
     accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision=recipe.autocast)
-    if accelerator.num_processes > 1:
-        raise TrainingError(f"one process trains a part, and {accelerator.num_processes} were launched")
+    if recipe.batch % accelerator.num_processes:
+        raise TrainingError(f"{accelerator.num_processes} processes cannot share a batch of {recipe.batch} evenly")
     return accelerator
 
 
-def _batches(task: Task[Recipe], recipe: Recipe, first: int, place: torch.device) -> Iterator[tuple[int, Batch]]:
-    """Step numbers and their batches on the device, each made while the steps before it compute."""
+def _agreed(accelerator: Accelerator, progress: float, stop: bool) -> tuple[float, bool]:
+    """The first process's progress and wish to stop, which all follow: their clocks and signals differ."""
+    if accelerator.num_processes == 1:
+        return progress, stop
+    said = torch.tensor([progress, float(stop)], dtype=torch.float64, device=accelerator.device)
+    torch.distributed.broadcast(said, 0)
+    return float(said[0]), bool(said[1])
+
+
+def _average(accelerator: Accelerator, model: nn.Module) -> None:
+    """Replace the gradients by their mean over the processes, in one message."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def _batches(
+    task: Task[Recipe], recipe: Recipe, first: int, place: torch.device, rank: int, ranks: int
+) -> Iterator[tuple[int, Batch]]:
+    """Step numbers and this process's share of their batches, each made while the steps before it compute."""
 
     def make(step: int) -> Batch:
         batch = task.batch(step, np.random.default_rng([recipe.seed, step]))
+        batch = task.share(batch, rank, ranks) if ranks > 1 else batch
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if place.type == "cuda" else batch
 
     with ThreadPoolExecutor(1) as pool:
@@ -147,8 +180,8 @@ def _progress(recipe: Recipe, step: int, seconds: float) -> float:
     return step / recipe.steps if recipe.steps is not None else seconds / (60 * (recipe.minutes or 1))
 
 
-def _seed(recipe: Recipe, step: int) -> int:
-    return int(np.random.SeedSequence([recipe.seed, step, 1]).generate_state(1, np.uint64)[0] >> 1)
+def _seed(recipe: Recipe, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([recipe.seed, step, 1 + rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _check(log: Log, recipe: Recipe, checkpoints: Path) -> None:
@@ -183,11 +216,12 @@ def _export(task: Task[Recipe], ema: Ema, recipe: Recipe, summary: Summary) -> N
         (folder / "training.json").write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _announce(recipe: Recipe, state: State, place: torch.device, parameters: int) -> None:
+def _announce(recipe: Recipe, state: State, place: torch.device, ranks: int, parameters: int) -> None:
     length = f"{recipe.steps} steps" if recipe.steps is not None else f"{recipe.minutes:g} minutes"
     print(
         f"{recipe.part}: {parameters / 1e6:.2f}M parameters, {length} of {recipe.batch} on {place}, "
-        f"{torch.get_num_threads()} threads, into {recipe.folder}"
+        + (f"{ranks} processes of " if ranks > 1 else "")
+        + f"{torch.get_num_threads()} threads, into {recipe.folder}"
         + (f", resuming at step {state.step} ({state.seconds / 60:.1f} minutes)" if state.step else ""),
         flush=True,
     )

@@ -39,6 +39,10 @@ class Task(ABC, Generic[RecipeT]):
         It is called ahead of time in another thread, and must not touch torch's global random state.
         """
 
+    def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
+        """The part of a batch that one of several processes trains on; they average their gradients."""
+        return {name: tensor[rank::ranks] for name, tensor in batch.items()}
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         """The scalar to minimise and detached scalars to log; runs under autocast, torch seeded for this step.
