@@ -116,3 +116,18 @@ def test_evaluate_with_prompts_of_ones_own(run: Run, tmp_path: Path, monkeypatch
     status, _, err = run("evaluate", "wide", "--prompts", str(mine))
     assert status == 2
     assert "mine.jsonl, line 1: expected a prompt" in err
+
+
+def test_evaluate_calibrates_the_checker(run: Run) -> None:
+    status, out, err = run("evaluate", "--calibrate", "--scenes", "4", "--json")
+    assert status == 0, err
+    record = json.loads(out)
+    assert record["scenes"] == 4
+    assert set(record) == {"scenes", "true", "changed", "defects"}
+    status, out, err = run("evaluate", "--calibrate", "--scenes", "4")
+    assert status == 0, err
+    assert out.startswith("checker, 4 scenes")
+    assert "yes to true descriptions" in out
+    status, _, err = run("evaluate", "--calibrate", "--scenes", "0")
+    assert status == 2
+    assert "at least 1 scene" in err

@@ -135,6 +135,8 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model's name, folder or hub id.")] = MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSON lines of prompt, scene, task.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure the checker itself; no model.")] = False,
+    scenes: Annotated[int, typer.Option(help="With --calibrate: scenes in each condition.")] = 300,
     per_task: Annotated[int, typer.Option(help="Scenes for each task and split.")] = 100,
     heldout: Annotated[str, typer.Option(help="Half of the held-out combinations: dev, or test.")] = "test",
     seed: Annotated[int, typer.Option(help="Fixes the scenes and the pictures.")] = 0,
@@ -150,7 +152,14 @@ def evaluate(
     zoo evaluate stable-diffusion-small
     zoo evaluate stable-diffusion-small --json --per-task 20 --heldout dev
     zoo evaluate stable-diffusion-small --prompts mine.jsonl --save judged
+    zoo evaluate --calibrate
     """
+    if calibrate:
+        from zoo.evaluate import calibration
+
+        record = calibration.calibrate(scenes, seed)
+        typer.echo(json.dumps(record) if as_json else calibration.table(record))
+        return
     pipeline = _load(model, device)
     from zoo.evaluate import run
 

@@ -7,15 +7,16 @@ import pytest
 
 from zoo.data.draw import render
 from zoo.data.scenes import random_scene
-from zoo.evaluate.calibration import GOAL, any_scenes, calibrate, changes, table
+from zoo.evaluate.calibration import any_scenes, calibrate, changes, holds, table
 from zoo.evaluate.defects import DEFECTS
 
 
-@pytest.mark.parametrize("condition", ["clean", "blurred and noisy"])
+@pytest.mark.parametrize("condition", ["clean", "blurred and noisy", "wobbly"])
 def test_the_checker_is_calibrated(condition: str) -> None:
-    report = calibrate(300, seed=7, conditions=(condition,))
-    assert report["true"][condition] >= GOAL["true"]
-    assert report["changed"][condition]["all"] <= GOAL["changed"]
+    report = calibrate(120, seed=7, conditions=(condition,))
+    assert holds(report), table(report)
+    assert report["true"][condition] >= (0.95 if condition == "wobbly" else 0.99)
+    assert report["changed"][condition]["all"] <= 0.01
     assert set(report["changed"][condition]) == {
         "all",
         "shape",
@@ -28,7 +29,7 @@ def test_the_checker_is_calibrated(condition: str) -> None:
         "face",
     }
     assert set(report["defects"][condition]) == set(DEFECTS)
-    assert min(report["defects"][condition].values()) >= GOAL["defects"]
+    assert min(report["defects"][condition].values()) >= 0.95
     assert all(kind in table(report) for kind in DEFECTS)
 
 

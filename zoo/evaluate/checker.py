@@ -24,10 +24,12 @@ FACETS = ("shape", "colour", "size", "count", "relation", "background", "style",
 LARGE = 0.485  # extent from which an object is large: halfway between the largest small and the smallest large one
 LEAST_SPAN = 11  # pixels across below which a thing is a stray speck, not an object
 LEAST_EXTENT = 0.235
-ERROR = {"plain": 0.05, "cartoon": 0.07, "sketch": 0.16}  # unexplained share of a whole object, at most
-LOOSE = {"plain": 0.016, "cartoon": 0.02, "sketch": 0.034}
+ERROR = {"plain": 0.035, "cartoon": 0.05, "sketch": 0.16}  # unexplained share of a whole object, at most
+LOOSE = {"plain": 0.011, "cartoon": 0.013, "sketch": 0.034}
+SPOT = {"plain": 0.03, "cartoon": 0.065, "sketch": 0.09}
 FOREIGN = {"plain": 0.05, "cartoon": 0.06, "sketch": 0.2}
 STRETCH = exp(0.25)
+CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2), (0.5, 4))  # where things that touch are cut: see `split`
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ def read(picture: NDArray[np.uint8] | Array | Tensor) -> Reading:
     for blob in things:
         others = [other for other in blobs if other is not blob]
         seen = [_see(blob, others, pixels, background, name)]
-        for share in (0.25, 0.4, 0.55) if seen[0].flaw else ():
-            parts = split(blob, distance, share)
+        for share, peel in CUTS if seen[0].flaw else ():
+            parts = split(blob, distance, share, peel)
             if len(parts) > 1:
                 apart = [
                     _see(part, [*others, *(p for p in parts if p is not part)], pixels, background, name)
@@ -102,7 +104,7 @@ def _flaw(best: Fit) -> str | None:
     style = best.kind.style
     if best.foreign > FOREIGN[style]:
         return "partly in another colour"
-    if best.error > ERROR[style] or best.loose > LOOSE[style]:
+    if best.error > ERROR[style] or best.loose > LOOSE[style] or best.spot > SPOT[style]:
         return "not a whole object"
     if not 1 / STRETCH < best.stretch < STRETCH:
         return "out of proportion"

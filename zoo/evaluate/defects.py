@@ -16,13 +16,17 @@ Rng = np.random.Generator
 
 
 def two_coloured(scene: Scene, rng: Rng, size: int = 64) -> Pixels:
-    """One object half in another colour, divided by a line through its middle."""
+    """One object half in another colour: divided by a line that leaves a third of what is coloured on either side."""
     index = int(rng.integers(len(scene.objects)))
     thing = scene.objects[index]
     other = _recoloured(thing, scene.background, rng)
     changed = replace(scene, objects=(*scene.objects[:index], other, *scene.objects[index + 1 :]))
-    side = _side(thing, rng, size) > 0
-    return np.where((side & _around(thing, size))[..., None], render(changed, size), render(scene, size))
+    before, after = render(scene, size), render(changed, size)
+    coloured = np.abs(before.astype(np.int32) - after).max(2) > 24
+    while True:
+        side = _side(thing, rng, size) > rng.uniform(-0.25, 0.25) * thing.extent
+        if 1 / 3 < side[coloured].mean() < 2 / 3:
+            return np.where((side & _around(thing, size))[..., None], after, before)
 
 
 def melted(scene: Scene, rng: Rng, size: int = 64) -> Pixels:

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from zoo.data.scenes import COLOURS
+from zoo.data.scenes import COLOURS, FACE_EXTENT
 from zoo.evaluate.foreground import SIDE, Array, Blob
 from zoo.evaluate.prototypes import CELLS, GRID, RGB, Kind, Prototypes, interpolate, on_grid, prototypes, soften
 
 FREEDOM = 24.0  # RGB distance by which a colour may be off at no cost
-CANDIDATES, ROUNDS = 5, 3
+CANDIDATES, WORSE, ROUNDS = 6, 3.5, 3
+SPOT = 1.5  # cells: a place in an object
+SHADES = np.array((1.0, 0.93, 0.86, 0.8))  # a blurred thin body is darker than its colour
 HAZE = 0.9  # cells: the blur whose share in a picture is fitted
 BEND, BEND_OVER, BENDS = 1.2, 2.5, 1  # pixels at most, smooth over so many cells
 STIFFNESS = 400.0
@@ -31,8 +33,8 @@ class Fit:
     colour: str
     tint: Array  # the body colour that fits best, RGB
     error: float  # the share of the blob that is left unexplained
-    stiff: float
     loose: float  # the same, forgiving displacements of a cell
+    spot: float  # the same where it is worst, as a share of how much the object stands out there
     foreign: float  # share of the body that has another colour
     x: float
     y: float
@@ -42,8 +44,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Inner products of the prototypes with themselves, so that all of them are compared with a patch at once."""
+    """The prototypes at half resolution (a slightly misplaced line still meets its own) and their inner products with
+    themselves, so that all of them are compared with a patch at once."""
 
+    body: Array
+    covered: Array
     flat_fixed: Array
     ff: Array
     fu: Array
@@ -56,8 +61,13 @@ class _Sums:
 @cache
 def _sums(night: bool) -> _Sums:
     p = prototypes(night)
-    fixed, body, covered = p.fixed, p.body, p.covered
+    fixed, body, covered = (
+        _halved(layer.reshape(len(layer), GRID, GRID, -1)) for layer in (p.fixed, p.body, p.covered)
+    )
+    body, covered = body[..., 0], covered[..., 0]
     return _Sums(
+        body,
+        covered,
         fixed.reshape(len(fixed), -1),
         (fixed**2).sum((1, 2)),
         np.einsum("pnc,pn->pc", fixed, covered),
@@ -68,12 +78,18 @@ def _sums(night: bool) -> _Sums:
     )
 
 
+def _halved(layers: Array) -> Array:
+    """[n, grid, grid, channels] in means of 2 x 2 cells, [n, grid^2 / 4, channels]."""
+    n, *_, channels = layers.shape
+    return layers.reshape(n, GRID // 2, 2, GRID // 2, 2, channels).mean((2, 4)).reshape(n, -1, channels)
+
+
 def _costs(patch: Array, behind: Array, p: Prototypes, s: _Sums) -> Array:
     """Squared error [n, colours] of every prototype in every colour, the colour free within `FREEDOM`."""
-    pixels = patch.reshape(-1, 3)
-    match = s.flat_fixed @ pixels.ravel() - (p.covered @ pixels) @ behind
+    pixels = _halved(patch[None])[0]
+    match = s.flat_fixed @ pixels.ravel() - (s.covered @ pixels) @ behind
     own = s.ff - 2 * (s.fu @ behind) + s.uu * (behind @ behind)
-    lean = p.body @ pixels - s.wf + s.wu[:, None] * behind  # body . (patch - model without body)
+    lean = s.body @ pixels - s.wf + s.wu[:, None] * behind  # body . (patch - model without body)
     free = (pixels**2).sum() - 2 * match + own - (lean**2).sum(1) / s.ww
     off = np.linalg.norm(lean[:, None] / s.ww[:, None, None] - RGB, axis=2)
     costs = free[:, None] + s.ww[:, None] * np.maximum(0, off - FREEDOM) ** 2
@@ -86,9 +102,8 @@ def fit(picture: Array, background: Array, blob: Blob, others: list[Blob], night
     elsewhere = np.zeros((SIDE, SIDE), bool)
     for other in others:
         elsewhere |= other.mask
-    alone = (
-        picture * ~(ndimage.binary_dilation(elsewhere, iterations=2) & ~ndimage.binary_dilation(blob.mask))[..., None]
-    )
+    around = ndimage.binary_dilation(elsewhere, iterations=2) & ~ndimage.binary_dilation(blob.mask)
+    alone = picture * ~(elsewhere | around)[..., None]
     soft = soften(alone, blob.box)
     behind = background[blob.mask].mean(0)
     width, height = blob.box[2] - blob.box[0], blob.box[3] - blob.box[1]
@@ -98,9 +113,13 @@ def fit(picture: Array, background: Array, blob: Blob, others: list[Blob], night
     for index in np.argsort(costs.min(1)):
         if p.kinds[index] not in {p.kinds[i] for _, i in best}:
             best.append((float(costs[index].min()), int(index)))
-            if len(best) == CANDIDATES or best[-1][0] > 2.5 * best[0][0]:
+            if len(best) == CANDIDATES or best[-1][0] > WORSE * best[0][0]:
                 break
-    return sorted((_refine(soft, behind, blob, index, p) for _, index in best), key=lambda f: f.error)
+    return sorted((_refine(soft, behind, blob, index, p) for _, index in best), key=_unlikely)
+
+
+def _unlikely(fit: Fit) -> float:
+    return fit.error * (2 if fit.kind.face and fit.extent < FACE_EXTENT - 0.04 else 1)
 
 
 def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes) -> Fit:
@@ -141,7 +160,6 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
     extents = np.array((width, height)) / SIDE / p.size[index]
     extent = float(np.sqrt(extents.prod()))
     energy = 0.5 * float((patch**2).sum() + (model**2).sum())
-    stiff = float(((patch - model) ** 2).sum()) / energy
     layers = _bent(layers, model, patch, width / CELLS, height / CELLS)
     body = layers[..., 3]
     tint, name = _tint(patch - layers[..., :3], layers[..., 3:], allowed)
@@ -150,13 +168,14 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
         foreign = _foreign_line(tint, name, patch, behind, body)
     else:
         foreign = _foreign_fill(tint, name, patch, model, body)
+    beyond = (_beyond(patch, model) ** 2 + _beyond(model, patch) ** 2).sum(2)
     return Fit(
         kind=p.kinds[index],
         colour=COLOURS[name],
         tint=tint,
         error=float(((patch - model) ** 2).sum()) / energy,
-        stiff=stiff,
-        loose=float((_beyond(patch, model) ** 2).sum() + (_beyond(model, patch) ** 2).sum()) / 2 / energy,
+        loose=float(beyond.sum()) / 2 / energy,
+        spot=float(ndimage.gaussian_filter(beyond, SPOT).max()) * float(p.covered[index].sum()) / energy,
         foreign=foreign,
         x=float(x / SIDE + p.centre[index, 0] * extent),
         y=float(y / SIDE + p.centre[index, 1] * extent),
@@ -168,9 +187,11 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
 def _tint(patch: Array, body: Array, allowed: NDArray[np.intp]) -> tuple[Array, int]:
     """The body colour that explains a patch best, and which colour's name it bears; far from the name costs."""
     tint = (body * patch).sum((0, 1)) / (body * body).sum()
-    off = np.linalg.norm(RGB[allowed] - tint, axis=1)
-    name = int(allowed[off.argmin()])
-    return RGB[name] + (tint - RGB[name]) * min(1.0, FREEDOM / max(float(off.min()), 1e-6)), name
+    hues = RGB[allowed] * SHADES[:, None, None]
+    off = np.linalg.norm(hues - tint, axis=2)
+    shade, which = np.unravel_index(off.argmin(), off.shape)
+    nearest = hues[shade, which]
+    return nearest + (tint - nearest) * min(1.0, FREEDOM / max(float(off.min()), 1e-6)), int(allowed[which])
 
 
 def _bent(layers: Array, model: Array, patch: Array, cell_x: float, cell_y: float) -> Array:
@@ -194,7 +215,9 @@ def _foreign_fill(tint: Array, name: int, patch: Array, model: Array, body: Arra
     inside = body > 0.5
     deep = ndimage.minimum_filter(body, 3) > 0.5
     off = np.where(deep[..., None], patch - model, _beyond(patch, model))[inside] / body[inside][:, None]
-    others = np.linalg.norm(tint + off[:, None] - np.delete(RGB, name, 0)[:, None].swapaxes(0, 1), axis=2).min(1)
+    hues = np.delete(RGB, name, 0)
+    hues = np.concatenate([hues, 0.76 * hues])  # as they are, and as they are shaded
+    others = np.linalg.norm(tint + off[:, None] - hues, axis=2).min(1)
     return float(body[inside][others + 10 < np.linalg.norm(off, axis=1)].sum() / max(body[inside].sum(), 1e-6))
 
 

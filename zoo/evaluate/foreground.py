@@ -93,10 +93,14 @@ def find_blobs(distance: Array) -> list[Blob]:
     return _gather(blobs)
 
 
-def split(blob: Blob, distance: Array, share: float) -> list[Blob]:
-    """The blob cut where it is faint: cores above `share` of its clearest pixels, the rest to the nearest core."""
+def split(blob: Blob, distance: Array, share: float = 0.0, peel: int = 0) -> list[Blob]:
+    """The blob cut where it is faint or narrow, into parts around its cores; everything goes to the nearest core.
+
+    Cores are what stays connected above `share` of the clearest pixels, and with `peel` layers of pixels taken off.
+    """
     peak = np.quantile(distance[blob.mask], 0.95)
-    cores = _cores(blob.mask & (distance > share * peak))
+    clear = blob.mask & (distance > share * peak)
+    cores = _cores(ndimage.binary_erosion(ndimage.binary_fill_holes(clear), _ALL, peel) if peel else clear)
     if len(cores) < 2:
         return [blob]
     seeds = np.zeros(distance.shape, np.int32)

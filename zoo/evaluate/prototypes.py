@@ -12,6 +12,7 @@ from functools import cache
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from zoo.data.draw import PALETTE, render
@@ -162,7 +163,7 @@ def _groups(kind: Kind) -> list[tuple[str, ...]]:
     return [(*groups[0], *black), *groups[1:]]
 
 
-_Row: TypeAlias = tuple[Kind, *tuple[Array, ...]]
+_Row: TypeAlias = "tuple[Kind, *tuple[NDArray[np.generic], ...]]"
 
 
 def _rows(drawing: _Drawing, night: bool) -> list[_Row]:
@@ -182,6 +183,6 @@ def _rows(drawing: _Drawing, night: bool) -> list[_Row]:
         layers = np.concatenate([drawing.body[..., None], 1 - drawing.seen[..., None], accents], 2)
         layers = on_grid(soften(layers, box), box).reshape(-1, 5)
         allowed = np.array([colour in colours and not (night and colour == "black") for colour in COLOURS])
-        values = (layers[:, 0], layers[:, 1], layers[:, 2:], allowed, size, centre, np.array(drawing.tilt))
-        rows.append((drawing.kind, *values))
+        tilt = np.array(drawing.tilt, np.float32)
+        rows.append((drawing.kind, layers[:, 0], layers[:, 1], layers[:, 2:], allowed, size, centre, tilt))
     return rows
