@@ -115,3 +115,25 @@ def test_two_objects_that_touch_stay_two() -> None:
 def test_a_picture_of_the_wrong_size_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="multiple of 64"):
         as_pixels(np.zeros(shape, np.float32))
+
+
+def test_an_outline_with_holes_is_one_object() -> None:
+    scene = Scene((Placed("circle", "blue", 0.5, 0.5, 0.6),), "white", "sketch", False)
+    picture = render(scene)
+    picture[10:54, 30:33] = render(replace(scene, objects=()))[10:54, 30:33]  # two halves now
+    assert judge(picture, scene.describe()).ok
+    picture[10:54, 20:44] = 255  # not any more
+    assert not judge(picture, scene.describe()).ok
+
+
+@pytest.mark.parametrize("shape", ["circle", "cat", "house"])
+def test_crooked_eyes_are_a_face_and_half_a_face_is_none(shape: str) -> None:
+    scene = Scene((Placed(shape, "pink", 0.5, 0.5, 0.6),), "white", "plain", True)
+    faced, bare = render(scene), render(replace(scene, face=False))
+    where = np.argwhere(np.abs(faced.astype(int) - bare).max(2) > 60)
+    (top, left), (bottom, right) = where.min(0), where.max(0) + 1
+    crooked = faced.copy()
+    crooked[top:bottom, left : (left + right) // 2] = np.roll(faced, 1, 0)[top:bottom, left : (left + right) // 2]
+    assert judge(crooked, scene.describe()).ok
+    assert not judge(crooked, replace(scene.describe(), face=False)).ok
+    assert not judge(bare, scene.describe()).ok

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import exp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,10 @@ LEAST_SPAN = 11  # pixels across below which a thing is a stray speck, not an ob
 LEAST_EXTENT = 0.235
 ERROR = {"plain": 0.035, "cartoon": 0.05, "sketch": 0.16}  # unexplained share of a whole object, at most
 LOOSE = {"plain": 0.011, "cartoon": 0.013, "sketch": 0.034}
-SPOT = {"plain": 0.03, "cartoon": 0.065, "sketch": 0.09}
+SPOT = {"plain": 0.08, "cartoon": 0.08, "sketch": 0.1}
 FOREIGN = {"plain": 0.05, "cartoon": 0.06, "sketch": 0.2}
 STRETCH = exp(0.25)
+BREAK = 4  # pixels at most between the pieces of one object
 CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2), (0.5, 4))  # where things that touch are cut: see `split`
 
 
@@ -73,31 +74,52 @@ def read(picture: NDArray[np.uint8] | Array | Tensor) -> Reading:
     pixels = as_pixels(picture)
     name, background = find_background(pixels)
     distance = distance_from(background, pixels)
+    difference = pixels - background
+
+    def see(blob: Blob, others: list[Blob]) -> Seen:
+        best = fit(difference, background, blob, others, night=name == "night")[0]
+        kind = best.kind
+        return Seen(kind.shape, best.colour, kind.style, kind.face, best.x, best.y, best.extent, _flaw(best))
+
     blobs = find_blobs(distance)
-    things = [blob for blob in blobs if blob.span >= LEAST_SPAN]
-    strays = len(blobs) - len(things)
+    found = [(blob, see(blob, _without(blobs, blob)) if blob.span >= LEAST_SPAN else None) for blob in blobs]
+    found = _mended(found, see)
     objects: list[Seen] = []
-    for blob in things:
-        others = [other for other in blobs if other is not blob]
-        seen = [_see(blob, others, pixels, background, name)]
-        for share, peel in CUTS if seen[0].flaw else ():
-            parts = split(blob, distance, share, peel)
-            if len(parts) > 1:
-                apart = [
-                    _see(part, [*others, *(p for p in parts if p is not part)], pixels, background, name)
-                    for part in parts
-                ]
-                if not any(part.flaw for part in apart):
-                    seen = apart  # two objects that touch
-                    break
-        objects += seen
-    return Reading(name, tuple(objects), strays)
+    for blob, seen in found:
+        if seen is not None:
+            others = _without([other for other, _ in found], blob)
+            objects += (seen.flaw and _apart(blob, others, distance, see)) or [seen]
+    return Reading(name, tuple(objects), sum(seen is None for _, seen in found))
 
 
-def _see(blob: Blob, others: list[Blob], pixels: Array, background: Array, name: str | None) -> Seen:
-    best = fit(pixels - background, background, blob, others, night=name == "night")[0]
-    kind = best.kind
-    return Seen(kind.shape, best.colour, kind.style, kind.face, best.x, best.y, best.extent, _flaw(best))
+_Found: TypeAlias = list[tuple[Blob, Seen | None]]
+_See: TypeAlias = Callable[[Blob, list[Blob]], Seen]
+
+
+def _without(blobs: list[Blob], *some: Blob) -> list[Blob]:
+    return [blob for blob in blobs if blob not in some]
+
+
+def _mended(found: _Found, see: _See) -> _Found:
+    """Joins what is flawed with specks and flawed things close by, if that makes a whole object: a broken outline."""
+    for (blob, seen), (other, also) in permutations(found, 2):
+        if seen is not None and seen.flaw and (also is None or also.flaw) and blob.gap(other) <= BREAK:
+            whole, rest = blob.joined(other), [f for f in found if f[0] not in (blob, other)]
+            as_one = see(whole, [b for b, _ in rest])
+            if as_one.flaw is None:
+                return _mended([*rest, (whole, as_one)], see)
+    return found
+
+
+def _apart(blob: Blob, others: list[Blob], distance: Array, see: _See) -> list[Seen]:
+    """What a blob shows if it is objects that touch, all of them whole; else nothing."""
+    for share, peel in CUTS:
+        parts = split(blob, distance, share, peel)
+        if len(parts) > 1:
+            seen = [see(part, [*others, *_without(parts, part)]) for part in parts]
+            if not any(part.flaw for part in seen):
+                return seen
+    return []
 
 
 def _flaw(best: Fit) -> str | None:

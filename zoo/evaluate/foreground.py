@@ -24,7 +24,7 @@ _FADE = np.linspace(0, 1, SIDE, dtype=np.float32)[:, None, None]
 _ALL = np.ones((3, 3), bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blob:
     """One connected thing: its pixels, and its box (left, top, right, bottom; right and bottom exclusive)."""
 
@@ -35,6 +35,15 @@ class Blob:
     def span(self) -> int:
         left, top, right, bottom = self.box
         return max(right - left, bottom - top)
+
+    def gap(self, other: Blob) -> int:
+        """Pixels between the boxes; 0 if they touch or overlap."""
+        corners = list(zip(self.box, other.box, strict=True))
+        return max(0, *(max(start) - min(end) for start, end in zip(corners[:2], corners[2:], strict=True)))
+
+    def joined(self, other: Blob) -> Blob:
+        (left, top, right, bottom), (a, b, c, d) = self.box, other.box
+        return Blob(self.mask | other.mask, (min(left, a), min(top, b), max(right, c), max(bottom, d)))
 
 
 def as_pixels(picture: NDArray[np.uint8] | Array | Tensor) -> Array:
@@ -136,9 +145,7 @@ def _gather(blobs: list[Blob]) -> list[Blob]:
                 *(min(a, b) for a, b in zip(blob.box[2:], host.box[2:], strict=True)),
             )
             if _area(shared) >= 0.5 * _area(blob.box):
-                top, left = (min(a, b) for a, b in zip(blob.box[:2], host.box[:2], strict=True))
-                bottom, right = (max(a, b) for a, b in zip(blob.box[2:], host.box[2:], strict=True))
-                gathered[index] = Blob(host.mask | blob.mask, (top, left, bottom, right))
+                gathered[index] = host.joined(blob)
                 break
         else:
             gathered.append(blob)
