@@ -245,6 +245,8 @@ def _together(rng: np.random.Generator, count: int, face: bool) -> list[tuple[fl
         apart = np.abs(xy[:, None] - xy[None]).max(-1) + np.eye(count)
         if apart.min() >= extent + GAP:
             return [(float(x), float(y), extent) for x, y in xy]
+    extent = min(extent, (1 - 3 * GAP) / 2)
+    low, high = extent / 2 + GAP, 1 - extent / 2 - GAP
     room = (high - low - extent - GAP) / 2
     cells = [(low, low), (high, low), (low, high), (high, high)]
     picked = rng.permutation(4)[:count] if count > 2 else np.array([[0, 3], [1, 2]])[rng.integers(2)]
