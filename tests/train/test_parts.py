@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
@@ -20,7 +21,7 @@ from zoo.evaluate.checker import Verdict
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.text.clip import ClipTextEncoder
 from zoo.text.tokenizer import Tokenizer
-from zoo.train import RecipeError, cache, run, unet, vae
+from zoo.train import RecipeError, TrainingError, cache, run, unet, vae
 from zoo.train.task import grid, to_float
 
 COMMON = """
@@ -213,3 +214,25 @@ def test_grid_lays_pictures_out_in_rows() -> None:
     picture = grid(images, columns=2)
     assert picture.shape == (4, 4, 3)
     assert (picture[0, 0, 0], picture[0, 2, 0], picture[2, 0, 0], picture[2, 2, 0]) == (0, 128, 255, 255)
+
+
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_a_part_can_start_from_exported_weights(home: Path, part: str) -> None:
+    first, second = home / f"{part}-first", home / f"{part}-second"
+    frozen = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}"] if part == "unet" else []
+    run(home / f"{part}.toml", [f"out={first}", *frozen], device="cpu")
+    run(
+        home / f"{part}.toml", [f"out={second}", f"init={first / 'final'}", "optimiser.lr=1e-12", *frozen], device="cpu"
+    )
+    name = "unet/model.safetensors" if part == "unet" else "model.safetensors"
+    before, after = load_file(first / "final" / name), load_file(second / "final" / name)
+    assert before.keys() == after.keys()
+    for key in before:  # an export folds the latents' new mean and deviation into the 1x1 convolutions
+        if "quant_conv" not in key:
+            assert torch.allclose(before[key].float(), after[key].float(), atol=2e-3), key
+
+
+def test_weights_of_another_model_are_no_start(home: Path) -> None:
+    overrides = [f"out={home / 'wider'}", f"init={home / 'vae' / 'final'}", "model.channels=[12, 16]"]
+    with pytest.raises(TrainingError, match="misshapen"):
+        run(home / "vae.toml", overrides, device="cpu")

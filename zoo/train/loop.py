@@ -50,7 +50,10 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
         )
     task = kind(recipe, place)
     torch.manual_seed(recipe.seed)
-    model = task.build().to(place).train()
+    model = task.build()
+    if recipe.init is not None and not held:
+        task.start(model, recipe.init)
+    model = model.to(place).train()
     model = model.to(memory_format=task.layout)
     ema, optimiser = Ema(model, recipe.ema), adamw(recipe.optimiser, model)
     state = (checkpoint.resume(checkpoints, model, ema, optimiser) if resume else None) or State()

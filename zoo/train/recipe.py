@@ -59,6 +59,7 @@ class Recipe(Table):
     log_every: int = Field(50, ge=1)  # steps
     sample_every: int = Field(1000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
+    init: Path | None = None  # a folder that a run of this part exported, to start from instead of random weights
     out: Path | None = None  # default runs/<part>
 
     @model_validator(mode="after")

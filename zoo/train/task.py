@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.train import TrainingError
 from zoo.train.recipe import Recipe, RecipeT
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -57,6 +58,14 @@ class Task(ABC, Generic[RecipeT]):
     @abstractmethod
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the finished part, with the averaged weights, into an empty folder."""
+
+    def start(self, model: nn.Module, folder: Path) -> None:
+        """Give the model the weights of an exported folder.
+
+        Raises:
+            TrainingError: this part cannot be started so, or the weights are of another model.
+        """
+        raise TrainingError(f"{self.recipe.part} cannot start from exported weights: remove init={folder}")
 
     def compile(self, model: nn.Module) -> None:
         """Compile, in place, what `loss` calls."""

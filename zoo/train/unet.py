@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from zoo import tensors
 from zoo.data.captions import Language, caption
 from zoo.diffusion.denoiser import Denoiser, Target
 from zoo.diffusion.noise import ImageNoise
@@ -26,10 +27,11 @@ from zoo.evaluate.checker import judge
 from zoo.evaluate.foreground import SIDE
 from zoo.evaluate.tasks import MEAN_OF, cases
 from zoo.interface import Conditioning, Sampling
-from zoo.stable_diffusion.parts import GeneratorConfig, LatentGenerator, VaeDecoder
+from zoo.stable_diffusion.parts import UNET, GeneratorConfig, LatentGenerator, VaeDecoder
 from zoo.stable_diffusion.unet import UNet, UNetConfig
 from zoo.stable_diffusion.vae import VAE
 from zoo.text.clip import ClipTextEncoder
+from zoo.train import TrainingError
 from zoo.train import vae as autoencoder
 from zoo.train.cache import Array, SceneData, Scenes, filled, fingerprint, picked, root, scenes
 from zoo.train.recipe import Recipe, RecipeError
@@ -96,6 +98,13 @@ class UNetTask(Task[UNetRecipe]):
 
     def build(self) -> nn.Module:
         return Denoiser(UNet(self.recipe.model), self.recipe.schedule, self.recipe.prediction)
+
+    def start(self, model: nn.Module, folder: Path) -> None:
+        try:
+            weights = tensors.read(folder / UNET)
+            tensors.assign(model.get_submodule("network"), weights, source=folder / UNET)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
 
     def compile(self, model: nn.Module) -> None:
         model.get_submodule("network").compile()
