@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,31 +97,38 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
     return said
 
 
-def measure(folder: Path, recipe: ShipRecipe) -> None:
-    """Score the shipped folder itself, draw its samples, and write both into config and card."""
+MEASURES = ("samples", "evaluation", "psnr", "clip_gates", "parameters", "seconds_per_image")
+
+
+def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) -> None:
+    """Measure the shipped folder itself and write what was found into config, card and README.
+
+    What is not in `what` keeps the figures that it had: they hold as long as its files do.
+    """
     from zoo.evaluate.distances import reconstruction_psnr
     from zoo.evaluate.run import Pipe, evaluate
     from zoo.train.gates import report
 
     pipe = load(folder, device="cpu")
-    drawn = pipe(list(recipe.examples), n=4, seed=0, progress=False)
-    temporary = folder / f".{SAMPLES}.{os.getpid()}.tmp"
-    drawn.sheet().save(temporary, format="PNG")
-    os.replace(temporary, folder / SAMPLES)
     decoder = pipe.decoder
     assert isinstance(decoder, VaeDecoder)
-
-    def through(images: torch.Tensor) -> torch.Tensor:
-        return decoder.vae.decode(decoder.vae.encode(images).mean)
-
-    results: dict[str, JsonValue] = {
-        "evaluation": json.loads(json.dumps(evaluate(cast(Pipe, pipe), progress=False))),
-        "psnr": round(reconstruction_psnr(through), 2),
-        "clip_gates": json.loads(json.dumps(report(str(folder.parent / recipe.clip_name)))),
-        "parameters": parameters(pipe),
-        "seconds_per_image": seconds(pipe, recipe.examples[0]),
-    }
-    config = configs.read(folder).model_copy(update={"results": results})
+    found: dict[str, JsonValue] = {}
+    if "samples" in what:
+        drawn = pipe(list(recipe.examples), n=4, seed=0, progress=False)
+        with replacing(folder / SAMPLES) as temporary:
+            drawn.sheet().save(temporary, format="PNG")
+    if "evaluation" in what:
+        found["evaluation"] = json.loads(json.dumps(evaluate(cast(Pipe, pipe), progress=False)))
+    if "psnr" in what:
+        found["psnr"] = round(reconstruction_psnr(lambda x: decoder.vae.decode(decoder.vae.encode(x).mean)), 2)
+    if "clip_gates" in what:
+        found["clip_gates"] = json.loads(json.dumps(report(str(folder.parent / recipe.clip_name))))
+    if "parameters" in what:
+        found["parameters"] = parameters(pipe)
+    if "seconds_per_image" in what:
+        found["seconds_per_image"] = seconds(pipe, recipe.examples[0])
+    config = configs.read(folder)
+    config = config.model_copy(update={"results": config.results | found})
     weights.write_config(folder, config)
     write_scores(Path("README.md"), config)
 
@@ -158,15 +165,18 @@ def seconds(pipe: Pipeline, prompt: str, repeats: int = 5) -> float:
 
 
 def main() -> None:
-    """Assemble, and measure if asked to."""
+    """Assemble, unless only measuring, and measure what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m zoo.train.ship", description=__doc__)
     parser.add_argument("recipe", help="recipes/<model>.toml")
-    parser.add_argument("--measure", action="store_true", help="score it, the held-out test half included")
+    parser.add_argument(
+        "--measure", nargs="*", choices=MEASURES, help="all of it, the held-out test half included, or some"
+    )
+    parser.add_argument("--keep", action="store_true", help="measure the folder as it is, without writing it anew")
     arguments = parser.parse_args()
     recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
-    folder = assemble(recipe)
-    if arguments.measure:
-        measure(folder, recipe)
+    folder = recipe.out / recipe.name if arguments.keep else assemble(recipe)
+    if arguments.measure is not None:
+        measure(folder, recipe, arguments.measure or MEASURES)
     print(folder)
 
 
