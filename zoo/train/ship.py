@@ -23,6 +23,7 @@ from zoo.config import Defaults, ModelConfig
 from zoo.loading import load
 from zoo.pipeline import Pipeline
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
+from zoo.stable_diffusion.vae import VAE
 from zoo.train.checkpoint import replacing
 from zoo.train.recipe import read_toml
 from zoo.train.vae import load as load_vae
@@ -120,7 +121,7 @@ def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) ->
     if "evaluation" in what:
         found["evaluation"] = json.loads(json.dumps(evaluate(cast(Pipe, pipe), progress=False)))
     if "psnr" in what:
-        found["psnr"] = round(reconstruction_psnr(lambda x: decoder.vae.decode(decoder.vae.encode(x).mean)), 2)
+        found["psnr"] = round(reconstruction_psnr(lambda images: _through(decoder.vae, images)), 2)
     if "clip_gates" in what:
         found["clip_gates"] = json.loads(json.dumps(report(str(folder.parent / recipe.clip_name))))
     if "parameters" in what:
@@ -131,6 +132,12 @@ def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) ->
     config = config.model_copy(update={"results": config.results | found})
     weights.write_config(folder, config)
     write_scores(Path("README.md"), config)
+
+
+def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:
+    """Images [batch, 3, height, width] in [0, 1] encoded and decoded."""
+    made = vae.decode(vae.encode(images * 2 - 1).mean)
+    return ((made + 1) / 2).clamp(0, 1)
 
 
 def write_scores(readme: Path, config: ModelConfig) -> None:
