@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -44,6 +44,8 @@ class ShipRecipe(BaseModel):
     vae: Path
     unet: Path
     layer: int = -2
+    heldout: Literal["dev", "test"] = "test"  # half of the held-out combinations that it is scored on
+    per_task: int = 100
     out: Path = Path("weights")
     defaults: Defaults = Defaults()
     resolution: tuple[int, int] = (64, 64)
@@ -119,7 +121,9 @@ def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) ->
         with replacing(folder / SAMPLES) as temporary:
             drawn.sheet().save(temporary, format="PNG")
     if "evaluation" in what:
-        found["evaluation"] = json.loads(json.dumps(evaluate(cast(Pipe, pipe), progress=False)))
+        found["evaluation"] = json.loads(
+            json.dumps(evaluate(cast(Pipe, pipe), per_task=recipe.per_task, heldout=recipe.heldout))
+        )
     if "psnr" in what:
         found["psnr"] = round(reconstruction_psnr(lambda images: _through(decoder.vae, images)), 2)
     if "clip_gates" in what:
