@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FACETS = ("shape", "colour", "size", "count", "relation", "background", "style", "face", "whole")
-"""What a verdict speaks of. `whole` is never said: every object is complete, of one piece and of one colour."""
+"""What a verdict speaks of. `whole` is never said: objects are complete and, if their colour is said, of one colour."""
 
 LARGE = 0.485  # extent from which an object is large: halfway between the largest small and the smallest large one
 LEAST_SPAN = 11  # pixels across below which a thing is a stray speck, not an object
