@@ -64,7 +64,7 @@ def test_hub_ids_are_fetched_without_anything_that_runs(
 def test_card(shelf: Path) -> None:
     card = zoo.card("tiny")
     assert card.startswith("---\nlicense: apache-2.0\n")
-    for said in ("# tiny", "zoo.load('tiny')", "arxiv.org/abs/2112.10752", "| overall, seen | 0.812 |", "32 x 32"):
+    for said in ("# tiny", 'zoo.load("tiny")', "arxiv.org/abs/2112.10752", "| overall, seen | 0.812 |", "32 x 32"):
         assert said in card
     assert card == (shelf / "tiny" / "README.md").read_text("utf-8")
     with pytest.raises(ValueError, match="unknown model"):

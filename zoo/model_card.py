@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def render(config: ModelConfig) -> str:
         f"# {config.name}",
         config.summary,
         "![Four pictures of each prompt below, seeds 0 to 3](samples.png)" if config.results else "",
-        f"```python\nimport zoo\n\npipe = zoo.load({config.name!r})\npipe({example!r}).save('outputs')\n```",
+        f'```python\nimport zoo\n\npipe = zoo.load("{config.name}")\npipe({_quoted(example)}).save("outputs")\n```',
         table(("", ""), _facts(config)),
         *(f"## {title}\n\n{text}" for title, text in config.notes.items()),
         _training(config),
@@ -32,6 +33,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; numbers with a fraction are written with three digits."""
     lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _cell(value: object) -> str:
