@@ -54,7 +54,7 @@ def test_the_overall_score_is_the_mean_of_the_six_tasks(name: str) -> None:
             assert len(told) == (6 if split == "seen" else 5)
             assert overall == pytest.approx(sum(told) / len(told), abs=1e-6)
     assert (
-        scores["images"] == 13 * 2 * 30
+        scores["images"] == 13 * 2 * 16
     )  # six tasks and style, seen and held out but for single objects, two languages
 
 
