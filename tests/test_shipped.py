@@ -52,7 +52,7 @@ def test_the_overall_score_is_the_mean_of_the_six_tasks(name: str) -> None:
             cells = [scores["tasks"][task].get(split, {}).get(language) for task in MEAN_OF]
             told = [cell for cell in cells if cell is not None]
             assert len(told) == (6 if split == "seen" else 5)
-            assert overall == pytest.approx(sum(told) / len(told), abs=1e-6)
+            assert overall == pytest.approx(sum(told) / len(told), abs=1e-3)  # scores are rounded
     assert (
         scores["images"] == 13 * 2 * 16
     )  # six tasks and style, seen and held out but for single objects, two languages
