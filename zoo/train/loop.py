@@ -52,7 +52,10 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
     torch.manual_seed(recipe.seed)
     model = task.build()
     if recipe.init is not None and not held:
-        task.start(model, recipe.init)
+        try:
+            task.start(model, recipe.init)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
     model = model.to(place).train()
     model = model.to(memory_format=task.layout)
     ema, optimiser = Ema(model, recipe.ema), adamw(recipe.optimiser, model)

@@ -63,7 +63,8 @@ class Task(ABC, Generic[RecipeT]):
         """Give the model the weights of an exported folder.
 
         Raises:
-            TrainingError: this part cannot be started so, or the weights are of another model.
+            TrainingError: this part cannot be started so.
+            ValueError: the weights are of another model.
         """
         raise TrainingError(f"{self.recipe.part} cannot start from exported weights: remove init={folder}")
 

@@ -31,7 +31,6 @@ from zoo.stable_diffusion.parts import UNET, GeneratorConfig, LatentGenerator, V
 from zoo.stable_diffusion.unet import UNet, UNetConfig
 from zoo.stable_diffusion.vae import VAE
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import TrainingError
 from zoo.train import vae as autoencoder
 from zoo.train.cache import Array, SceneData, Scenes, filled, fingerprint, picked, root, scenes
 from zoo.train.recipe import Recipe, RecipeError
@@ -100,11 +99,8 @@ class UNetTask(Task[UNetRecipe]):
         return Denoiser(UNet(self.recipe.model), self.recipe.schedule, self.recipe.prediction)
 
     def start(self, model: nn.Module, folder: Path) -> None:
-        try:
-            weights = tensors.read(folder / UNET)
-            tensors.assign(model.get_submodule("network"), weights, source=folder / UNET)
-        except ValueError as error:
-            raise TrainingError(str(error)) from None
+        weights = tensors.read(folder / UNET)
+        tensors.assign(model.get_submodule("network"), weights, source=folder / UNET)
 
     def compile(self, model: nn.Module) -> None:
         model.get_submodule("network").compile()

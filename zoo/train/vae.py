@@ -17,7 +17,6 @@ from zoo import tensors
 from zoo.data.draw import render
 from zoo.data.scenes import random_scene
 from zoo.stable_diffusion.vae import VAE, VAEConfig
-from zoo.train import TrainingError
 from zoo.train.cache import SceneData, picked, scenes
 from zoo.train.recipe import Recipe
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
@@ -78,11 +77,7 @@ class VaeTask(Task[VaeRecipe]):
         return nn.ModuleDict(parts)
 
     def start(self, model: nn.Module, folder: Path) -> None:
-        try:
-            weights = tensors.read(folder / "model.safetensors")
-            tensors.assign(_vae(model), weights, source=folder)
-        except ValueError as error:
-            raise TrainingError(str(error)) from None
+        tensors.assign(_vae(model), tensors.read(folder / "model.safetensors"), source=folder)
 
     def compile(self, model: nn.Module) -> None:
         vae = _vae(model)
