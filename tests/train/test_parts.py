@@ -236,3 +236,22 @@ def test_weights_of_another_model_are_no_start(home: Path) -> None:
     overrides = [f"out={home / 'wider'}", f"init={home / 'vae' / 'final'}", "model.channels=[12, 16]"]
     with pytest.raises(TrainingError, match="misshapen"):
         run(home / "vae.toml", overrides, device="cpu")
+
+
+def test_a_decoder_trained_alone_keeps_the_latents(home: Path) -> None:
+    init, out = home / "vae" / "final", home / "decoder"
+    run(home / "vae.toml", [f"out={out}", f"init={init}", "train=decoder", "noise=0.1", "crop=32"], device="cpu")
+    before, after = vae.load(init), vae.load(out / "final")
+    assert VaeDecoder(before).needs == VaeDecoder(after).needs
+    assert before.config == after.config
+    was, now = before.state_dict(), after.state_dict()
+    kept = [name for name in was if name.startswith(("encoder.", "quant_conv."))]
+    assert all(torch.equal(was[name], now[name]) for name in kept)
+    assert any(not torch.equal(was[name], now[name]) for name in was if name.startswith("decoder."))
+
+
+def test_a_decoder_alone_needs_the_latents_it_decodes(home: Path) -> None:
+    with pytest.raises(RecipeError, match="needs init"):
+        run(home / "vae.toml", ["train=decoder"], device="cpu")
+    with pytest.raises(RecipeError, match="no trained VAE"):
+        run(home / "vae.toml", [f"out={home / 'none'}", "train=decoder", f"init={home}"], device="cpu")

@@ -20,6 +20,7 @@ def loss(
     null: Conditioning | None = None,
     dropout: float = 0.1,
     gamma: float | None = 5.0,
+    floor: float = 0.0,
     vlb_weight: float = 0.001,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -28,16 +29,20 @@ def loss(
     null: what replaces the conditioning of a share `dropout` of the samples (one sample, or one per sample; ports it
         leaves empty are never dropped); None drops nothing.
     gamma: min-SNR weighting (arXiv 2303.09556); None weighs every time alike.
+    floor: least weight on x0 beside it, "truncated SNR" (arXiv 2202.00512) with 1: min-SNR alone hardly trains the
+        noisiest times, in which a caption decides what goes where.
     vlb_weight: weight of the variational bound that trains a learned variance (arXiv 2102.09672); unused without one.
     generator: fixes times, noise and dropout; the same on every device if it is a CPU generator.
 
     Raises:
-        ValueError: dropout outside [0, 1], gamma not above 0.
+        ValueError: dropout outside [0, 1], gamma not above 0, floor negative, above gamma or without one.
     """
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is a share in [0, 1], got {dropout}")
     if gamma is not None and not gamma > 0:
         raise ValueError(f"gamma of the min-SNR weighting is above 0 (or None for uniform weights), got {gamma}")
+    if floor < 0 or floor > (gamma or 0):
+        raise ValueError(f"floor of the weighting is in [0, gamma], and needs a gamma; got {floor}, gamma {gamma}")
     batch, schedule = x0.shape[0], denoiser.schedule
     source = x0.device if generator is None else generator.device
     # Times are drawn and their weights found on the CPU in float64: a few numbers, and no wait for an accelerator.
@@ -53,7 +58,7 @@ def loss(
     wanted = target(denoiser.prediction, x0, noise, alpha, sigma)
     errors = (raw.float() - wanted.float()).square().flatten(1).mean(1)
     if gamma is not None:
-        errors = errors * weights(denoiser, t, gamma).to(errors)
+        errors = errors * weights(denoiser, t, gamma, floor).to(errors)
     if values is not None:
         estimate = clean(denoiser.prediction, raw.detach(), x, alpha, sigma)
         log_variance = denoiser.log_variance(values, x, t)
@@ -64,14 +69,14 @@ def loss(
     return mean
 
 
-def weights(denoiser: Denoiser, t: Tensor, gamma: float) -> Tensor:
+def weights(denoiser: Denoiser, t: Tensor, gamma: float, floor: float = 0.0) -> Tensor:
     """Min-SNR weights of the squared error of the raw output at integer times t [batch], float64 (arXiv 2303.09556).
 
-    min(SNR, gamma) is the weight on x0; an error in epsilon or v is one in x0 times SNR or SNR + 1. At pure noise the
-    weight is 1, so that a zero-terminal-SNR network is trained there at all.
+    max(floor, min(SNR, gamma)) is the weight on x0; an error in epsilon or v is one in x0 times SNR or SNR + 1. At pure
+    noise the weight is 1, so that a zero-terminal-SNR network is trained there at all.
     """
     snr = torch.exp(2 * denoiser.schedule.lambda_at(t))
-    on_x0 = snr.clamp(max=gamma)
+    on_x0 = snr.clamp(floor, gamma)
     per: dict[Target, Tensor | float] = {"x0": 1.0, "epsilon": snr, "v": snr + 1}
     return torch.where(snr > 0, on_x0 / per[denoiser.prediction], 1.0)
 

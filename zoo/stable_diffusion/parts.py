@@ -46,6 +46,7 @@ class GeneratorConfig(BaseModel):
     resolution: tuple[int, int]  # height and width trained at, in pixels
     prediction: Target = "epsilon"
     variance: Variance = "fixed_small"
+    guidance_range: tuple[float, float] | None = None  # of a network distilled to take guidance as an input
 
     @model_validator(mode="after")
     def _fits(self) -> GeneratorConfig:
@@ -54,6 +55,11 @@ class GeneratorConfig(BaseModel):
         if self.unet.vector_width not in (None, self.text.pooled):
             raise ValueError(
                 f"the pooled text has width {self.text.pooled}, but the U-Net's vector has {self.unet.vector_width}"
+            )
+        if (self.guidance_range is None) != (self.unet.guidance_width is None):
+            raise ValueError(
+                f"a U-Net that takes guidance as an input says for which range, and no other: guidance_range is "
+                f"{self.guidance_range}, unet.guidance_width {self.unet.guidance_width}"
             )
         return self
 
@@ -69,7 +75,8 @@ class LatentGenerator(nn.Module):
     @classmethod
     def of(cls, network: UNet, config: GeneratorConfig) -> LatentGenerator:
         """The generator of a network that was trained as `config` says."""
-        return cls(Denoiser(network, config.schedule, config.prediction, config.variance), config)
+        denoiser = Denoiser(network, config.schedule, config.prediction, config.variance, config.guidance_range)
+        return cls(denoiser, config)
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object]) -> LatentGenerator:
@@ -175,9 +182,11 @@ class VaeDecoder(nn.Module):
 
     @cached_property
     def needs(self) -> RepresentationSpec:
+        """The latent space is the encoder's: decoders trained further for one encoder serve the same generators."""
         config = self.vae.config
+        inward = {n: t for n, t in self.vae.state_dict().items() if n.startswith(("encoder.", "quant_conv."))}
         units = torch.tensor([config.scaling_factor, config.shift_factor])
-        space = f"vae-{tensors.fingerprint(self.vae.state_dict() | {'units': units})}"
+        space = f"vae-{tensors.fingerprint(inward | {'units': units})}"
         return RepresentationSpec("latent", (config.latent_channels, None, None), space)
 
     @property

@@ -65,6 +65,7 @@ class UNetRecipe(Recipe):
     prediction: Target = "v"
     dropout: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one, for guidance
     gamma: float | None = Field(5.0, gt=0)  # of the min-SNR weighting
+    floor: float = Field(0.0, ge=0)  # least weight on x0, below which min-SNR does not fall
     guidance: float = Field(4.0, ge=0)  # of the sample grid
     prompts: tuple[str, ...] = PROMPTS  # of the sample grid
     judged: int = Field(4, ge=0)  # scenes a task, seen and of the dev half, that the checker judges beside it
@@ -125,6 +126,7 @@ class UNetTask(Task[UNetRecipe]):
             null=Conditioning(tokens=self.null),
             dropout=recipe.dropout,
             gamma=recipe.gamma,
+            floor=recipe.floor,
             generator=torch.default_generator,
         )
         return value, {}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ from zoo.data.draw import render
 from zoo.data.scenes import random_scene
 from zoo.stable_diffusion.vae import VAE, VAEConfig
 from zoo.train.cache import SceneData, picked, scenes
-from zoo.train.recipe import Recipe
+from zoo.train.recipe import Recipe, RecipeError
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
 
 FRESH = 256  # scenes that PSNR and latent scale are measured on, drawn from a seed that training does not use
@@ -38,6 +38,14 @@ class VaeRecipe(Recipe):
     crop_until: float = Field(0.7, ge=0, le=1)  # ... until this progress, and on whole pictures from then on
     adversarial: float = Field(0.0, ge=0)  # weight of the discriminator's verdict; 0 trains none
     adversarial_from: float = Field(0.8, ge=0, le=1)  # progress at which it sets in
+    train: Literal["whole", "decoder"] = "whole"  # the decoder alone: latents stay those of `init`, generators fit on
+    noise: float = Field(0.0, ge=0)  # largest deviation of noise on latents of unit variance: generators err a little
+
+    @model_validator(mode="after")
+    def _decoder_of_something(self) -> Self:
+        if self.train == "decoder" and self.init is None:
+            raise ValueError("train = 'decoder' needs init = ..., the folder of the VAE whose latents are kept")
+        return self
 
 
 class Discriminator(nn.Module):
@@ -69,9 +77,21 @@ class VaeTask(Task[VaeRecipe]):
         rng = np.random.default_rng([recipe.data.seed, 2**40])
         fresh = np.stack([render(random_scene(rng), recipe.data.size) for _ in range(FRESH)])
         self.fresh = to_float(torch.from_numpy(fresh), self.layout)
+        self.frozen = recipe.train == "decoder"
+        self.config = recipe.model
+        if self.frozen:
+            assert recipe.init is not None
+            try:
+                self.config = read_config(recipe.init)
+            except ValueError as error:
+                raise RecipeError(str(error)) from None
 
     def build(self) -> nn.Module:
-        parts: dict[str, nn.Module] = {"vae": VAE(self.recipe.model)}
+        vae = VAE(self.config)
+        if self.frozen:
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
+        parts: dict[str, nn.Module] = {"vae": vae}
         if self.recipe.adversarial:
             parts["discriminator"] = Discriminator()
         return nn.ModuleDict(parts)
@@ -93,8 +113,13 @@ class VaeTask(Task[VaeRecipe]):
         images = to_float(batch["images"], self.layout)
         if recipe.crop and progress < recipe.crop_until:
             images = _cropped(images, recipe.crop).contiguous(memory_format=self.layout)
-        posterior = vae.encode(images)
-        made = vae.decode(posterior.sample(torch.randn_like(posterior.mean))).float()
+        with torch.set_grad_enabled(not self.frozen):
+            posterior = vae.encode(images)
+            latents = posterior.sample(torch.randn_like(posterior.mean))
+        if recipe.noise:
+            deviation = recipe.noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+            latents = latents + deviation / vae.config.scaling_factor * torch.randn_like(latents)
+        made = vae.decode(latents).float()
         l1, edges = F.l1_loss(made, images), _edges(made, images)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         squared = F.mse_loss(made, images)
@@ -122,14 +147,16 @@ class VaeTask(Task[VaeRecipe]):
     def export(self, model: nn.Module, folder: Path) -> None:
         """config.json, with the factor that brings its latents to unit variance, and the weights in half precision.
 
-        Before, each channel of the latents is brought to mean 0 and variance 1 (`standardise`), where the VAE can.
+        Before, each channel of the latents is brought to mean 0 and variance 1 (`standardise`), where the VAE can. A
+        decoder trained alone leaves the latents and their factor as they were.
         """
         vae = _vae(model)
-        standardise(vae, self.fresh)
-        with torch.no_grad():
-            latents = torch.cat([vae.encode(part).mean for part in self.fresh.split(64)])
-        measured = {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
-        config = self.recipe.model.model_dump(mode="json") | measured
+        config = self.config.model_dump(mode="json")
+        if not self.frozen:
+            standardise(vae, self.fresh)
+            with torch.no_grad():
+                latents = torch.cat([vae.encode(part).mean for part in self.fresh.split(64)])
+            config |= {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         tensors.write(folder / WEIGHTS, vae.state_dict(), torch.float16)
 
@@ -140,13 +167,18 @@ def load(folder: str | Path) -> VAE:
     Raises:
         ValueError: a file is missing or does not fit.
     """
+    config, path = read_config(folder), Path(folder) / WEIGHTS
+    vae = tensors.on_meta(lambda: VAE(config))
+    tensors.assign(vae, tensors.read(path), source=path)
+    return vae.requires_grad_(False).eval()
+
+
+def read_config(folder: str | Path) -> VAEConfig:
+    """The configuration of an exported VAE. Raises ValueError where there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"no trained VAE in {folder}: train recipes/vae.toml, or say where one is with vae=...")
-    config = VAEConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    vae = tensors.on_meta(lambda: VAE(config))
-    tensors.assign(vae, tensors.read(path.with_name(WEIGHTS)), source=path.with_name(WEIGHTS))
-    return vae.requires_grad_(False).eval()
+    return VAEConfig.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 @torch.no_grad()
