@@ -48,6 +48,7 @@ class Conditioning:
     vector: Tensor | None = None  # [batch, width], joined with the time embedding
     concat: Tensor | None = None  # [batch, channels, height, width], joined with the noisy input
     augmentation: Tensor | None = None  # [batch], noise level of `concat` in [0, 1]
+    guidance: Tensor | None = None  # [batch], guidance scale (1 is off) that the network is to act out by itself
 
 
 @dataclass(frozen=True)

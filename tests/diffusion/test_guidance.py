@@ -100,6 +100,62 @@ def test_learned_variance_is_that_of_the_condition() -> None:
     torch.testing.assert_close(got.log_variance, torch.sin(2 * x) + 7)
 
 
+class Told(nn.Module):
+    """Its answer is the guidance it was told; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches = list[int]()
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        self.batches.append(len(x))
+        assert conditioning.guidance is not None
+        assert conditioning.guidance.dtype == torch.float32
+        return conditioning.guidance.view(-1, 1).expand_as(x)
+
+
+def told(network: nn.Module) -> Denoiser:
+    return Denoiser(network, Schedule(), "x0", guidance_range=(1.0, 7.0))
+
+
+@pytest.mark.parametrize("null", [NULL, None])
+def test_a_network_that_takes_guidance_is_told_it_in_one_call(null: Conditioning | None) -> None:
+    network, x = Told(), torch.randn(3, 6)
+    got = guided(told(network), GIVEN, null, Sampling(guidance=5.5))(x, 500)
+    assert network.batches == [3]  # no second branch
+    assert got.x0.unique().tolist() == [5.5]
+    assert guided(told(network), GIVEN, None, Sampling(guidance=1.0))(x, 500).x0.unique().tolist() == [1.0]
+    assert guided(told(network), GIVEN, null, Sampling(guidance=5.5, threshold=1.0))(x, 9).x0.unique().tolist() == [1.0]
+
+
+def test_outside_the_interval_it_is_told_that_guidance_is_off() -> None:
+    predict = guided(told(Told()), GIVEN, None, Sampling(guidance=3.0, interval=(0.28, 2.9)))
+    ratio = torch.exp(-Schedule().lambdas)
+    for t in (0, 200, 500, 999):
+        assert predict(torch.randn(3, 6), t).x0.unique().tolist() == [3.0 if 0.28 < ratio[t] <= 2.9 else 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guidance": 7.5}, "distilled for guidance from 1 to 7, got 7.5"),
+        ({"guidance": 0.0}, "distilled for guidance from 1 to 7, got 0"),
+        ({"guidance": 3.0, "rescale": 0.7}, "leave it at 0"),
+    ],
+)
+def test_settings_that_a_distilled_network_does_not_have(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        guided(told(Told()), GIVEN, NULL, Sampling(**settings))  # type: ignore[arg-type]
+
+
+def test_an_interval_needs_a_range_that_reaches_one() -> None:
+    denoiser = Denoiser(Told(), Schedule(), "x0", guidance_range=(2.0, 7.0))
+    with pytest.raises(ValueError, match="leave interval at None"):
+        guided(denoiser, GIVEN, NULL, Sampling(guidance=3.0, interval=(0.28, 2.9)))
+    with pytest.raises(ValueError, match="lowest, highest"):
+        Denoiser(Told(), Schedule(), guidance_range=(7.0, 2.0))
+
+
 def test_ports_that_null_leaves_empty_are_shared() -> None:
     class Sees(nn.Module):
         def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -58,6 +58,7 @@ CONFIGS = {
         "norm_eps": 1e-6,
         "attention_head_dim": [1, 2, 3],
     },
+    "lcm": {**SMALL, "time_cond_proj_dim": 256},
     "time-and-variance": {**SMALL, "flip_sin_to_cos": False, "freq_shift": 1, "out_channels": 8},
 }
 
@@ -75,9 +76,15 @@ def inputs(config: UNetConfig, batch: int = 2, size: int = 16) -> tuple[Tensor, 
         concat=torch.randn(batch, extra, size, size, generator=generator) if extra else None,
         vector=torch.randn(batch, config.vector_width, generator=generator) if config.vector_width else None,
         augmentation=torch.tensor([0.2, 0.99] * batch)[:batch] if config.augmentation_levels else None,
+        guidance=torch.tensor([4.0, 8.5] * batch)[:batch] if config.guidance_width else None,
     )
     x = torch.randn(batch, own, size, size, generator=generator)
     return x, torch.tensor([7.0, 500.5, 999.0] * batch)[:batch], conditioning
+
+
+def published_waves(guidance: Tensor, width: int) -> Tensor:
+    """The features of the guidance scale that the published pipeline of latent consistency models feeds."""
+    return LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, guidance - 1, width)
 
 
 @pytest.fixture
@@ -104,6 +111,7 @@ def test_same_output_as_diffusers(name: str, shake) -> None:
             t,
             c.tokens,
             class_labels=labels,
+            timestep_cond=None if c.guidance is None else published_waves(c.guidance, config.guidance_width or 0),
             encoder_attention_mask=c.mask,
         ).sample
         found = network(x, t, c)
@@ -155,7 +163,6 @@ def test_published_size(published) -> None:
         ("down_block_types", ["SimpleCrossAttnDownBlock2D", DOWN]),
         ("mid_block_type", None),
         ("resnet_time_scale_shift", "scale_shift"),
-        ("time_cond_proj_dim", 256),
         ("up_block_types", [UP, UP]),
         ("an_option_of_tomorrow", 3),
     ],
@@ -215,6 +222,8 @@ def test_wrong_inputs_are_named(small: UNet) -> None:
         small(x, t, replace(c, vector=torch.zeros(2, 20)))
     with pytest.raises(ValueError, match="augmentation has shape"):
         small(x, t, replace(c, augmentation=torch.zeros(2)))
+    with pytest.raises(ValueError, match="guidance has shape"):
+        small(x, t, replace(c, guidance=torch.ones(2)))
 
 
 def test_missing_port_is_named() -> None:
@@ -222,6 +231,20 @@ def test_missing_port_is_named() -> None:
     x, t, c = inputs(network.config)
     with pytest.raises(ValueError, match=r"vector has shape None; this U-Net was built for \(2, 20\)"):
         network(x, t, replace(c, vector=None))
+
+
+def test_a_new_guidance_port_changes_nothing_and_then_matters(small: UNet) -> None:
+    """A student begins as its teacher; its port shows once the matrix behind it is not zero."""
+    network = UNet(small.config.model_copy(update={"guidance_width": 16})).eval()
+    assert network.guidance is not None
+    network.load_state_dict(small.state_dict() | {"guidance.project.weight": network.guidance.project.weight})
+    x, t, c = inputs(network.config)
+    with torch.no_grad():
+        assert torch.equal(network(x, t, c), small(x, t, replace(c, guidance=None)))
+        network.guidance.project.weight += torch.randn(network.guidance.project.weight.shape) / 10
+        base = network(x, t, c)
+        other = network(x, t, replace(c, guidance=torch.tensor([5.0, 7.0])))
+    assert (base - other).abs().flatten(1).amax(1).min() > 1e-3
 
 
 def test_an_image_does_not_depend_on_its_batch(small: UNet) -> None:

@@ -44,19 +44,29 @@ class Denoiser(nn.Module):
 
     variance: "fixed_small" the posterior's, "fixed_large" beta (both arXiv 2006.11239), "learned" the network gives the
     log variance, "learned_range" it gives in [-1, 1] the place between the logarithms of the two (arXiv 2102.09672).
+    guidance_range: the guidance scales of a network that was distilled to act them out by itself, told by its port
+        `Conditioning.guidance` (arXiv 2310.04378); None for one that has no such port.
 
     Raises:
-        ValueError: an unknown prediction or variance.
+        ValueError: an unknown prediction or variance, or a range that is none.
     """
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, prediction: Target = "epsilon", variance: Variance = "fixed_small"
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction: Target = "epsilon",
+        variance: Variance = "fixed_small",
+        guidance_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         for what, name, known in (("prediction", prediction, Target), ("variance", variance, Variance)):
             if name not in get_args(known):
                 raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(get_args(known))}")
+        if guidance_range is not None and not guidance_range[0] <= guidance_range[1]:
+            raise ValueError(f"the guidance range is (lowest, highest), got {guidance_range}")
         self.network, self.schedule, self.prediction, self.variance = network, schedule, prediction, variance
+        self.guidance_range = guidance_range
 
     @property
     def learns_variance(self) -> bool:

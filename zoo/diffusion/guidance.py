@@ -29,21 +29,31 @@ def guided(denoiser: Denoiser, conditioning: Conditioning, null: Conditioning | 
     branches are one call of the network with twice the batch; without guidance, or outside the interval, only the
     conditional one is called. A learned variance is that of the conditional branch.
 
+    A denoiser with a `guidance_range` is told the guidance instead, 1 outside the interval, in one call of the network
+    with the batch as it is (arXiv 2310.04378); what it leads away from was settled when it was distilled, so `null` is
+    not looked at.
+
     Raises:
         ValueError: settings out of range, or guidance without `null`.
     """
     _check(sampling)
+    told = denoiser.guidance_range is not None
+    if denoiser.guidance_range is not None:
+        _check_told(sampling, *denoiser.guidance_range)
     both = None
-    if sampling.guidance != 1:
+    if sampling.guidance != 1 and not told:
         if null is None:
             raise ValueError(f"guidance {sampling.guidance} needs a null conditioning to guide away from, got None")
         both = join(conditioning, null)
     low, high = sampling.interval or (-math.inf, math.inf)
 
     def predict(x: Tensor, t: float, s: float | None = None) -> Prediction:
-        if both is None or not low < math.exp(min(-denoiser.schedule.lambda_at(t).item(), 700.0)) <= high:
-            check_batch(conditioning, len(x))
-            prediction = denoiser.predict(x, t, conditioning, s)
+        acts = low < math.exp(min(-denoiser.schedule.lambda_at(t).item(), 700.0)) <= high
+        if both is None or not acts:
+            scale = torch.full((len(x),), sampling.guidance if acts else 1.0, device=x.device) if told else None
+            asked = replace(conditioning, guidance=scale)
+            check_batch(asked, len(x))
+            prediction = denoiser.predict(x, t, asked, s)
         else:
             check_batch(both, 2 * len(x))
             raw, values = denoiser(torch.cat([x, x]), t, both)
@@ -74,6 +84,19 @@ def thresholded(x0: Tensor, quantile: float) -> Tensor:
     limits = torch.stack([image.abs().flatten().float().quantile(quantile) for image in x0])
     limit = _per_image(limits.to(x0), x0).clamp(min=1)
     return torch.minimum(torch.maximum(x0, -limit), limit) / limit
+
+
+def _check_told(sampling: Sampling, low: float, high: float) -> None:
+    asked = f"this network was distilled for guidance from {low:g} to {high:g}"
+    if not low <= sampling.guidance <= high:
+        raise ValueError(f"{asked}, got {sampling.guidance:g}")
+    if sampling.interval is not None and not low <= 1 <= high:
+        raise ValueError(f"{asked}, so it cannot be turned off outside an interval; leave interval at None")
+    if sampling.rescale > 0:
+        raise ValueError(
+            f"guidance rescale {sampling.rescale:g} compares two branches, but a network that was distilled for "
+            "guidance has one; leave it at 0"
+        )
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -198,11 +198,20 @@ def plms(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
         yield Step(i, a.t, x, x0)
 
 
+Times = TypeVar("Times", float, Tensor)
+
+
+def boundary(t: Times) -> tuple[Times, Times]:
+    """c_skip and c_out of latent consistency models (arXiv 2310.04378) at times t: the shares of the state and of the
+    clean estimate in what such a model says, which is the state itself at time 0."""
+    time, data = 10 * t, 0.5  # the scaled time and the data's deviation that these models are distilled with
+    return data**2 / (time**2 + data**2), time / (time**2 + data**2) ** 0.5
+
+
 def lcm(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
     """Latent consistency models (arXiv 2310.04378): a clean estimate with boundary scaling, noised again to b."""
     for i, a, b in grid.pairs():
-        time, data = 10 * a.t, 0.5  # the scaled time and the data's deviation that these models are distilled with
-        skip, out = data**2 / (time**2 + data**2), time / math.hypot(time, data)
+        skip, out = boundary(a.t)
         x0 = skip * x + out * predict(x, a.t).x0
         x = b.alpha * x0 + b.sigma * noise(i) if b.sigma > 0 else x0
         yield Step(i, a.t, x, x0)

@@ -30,6 +30,7 @@ UNET_FIELDS: dict[str, tuple[str, object]] = {
     "norm_eps": ("eps", 1e-5),
     "flip_sin_to_cos": ("flip_sin_to_cos", True),
     "freq_shift": ("freq_shift", 0),
+    "time_cond_proj_dim": ("guidance_width", None),
 }
 VAE_FIELDS: dict[str, tuple[str, object]] = {
     "in_channels": ("in_channels", 3),
@@ -67,7 +68,6 @@ UNET_BUILT_IN: dict[str, tuple[object, ...]] = {
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
     "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),

@@ -38,6 +38,7 @@ TRANSFORMER: Pairs = [
 UNET_PAIRS: Pairs = [
     ("stem", "conv_in"),
     *inside("time", "time_embedding", MLP),
+    ("guidance.project", "time_embedding.cond_proj"),
     *inside("vector", "class_embedding", MLP),
     ("augmentation", "class_embedding"),
     *inside("down.{}.blocks.{}", "down_blocks.{}.resnets.{}", RESIDUAL),

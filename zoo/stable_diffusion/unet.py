@@ -7,8 +7,8 @@
     head        GroupNorm, SiLU, 3x3 convolution
 
 The time becomes one vector, computed once and added in every residual block; the text is attended to in every
-transformer. Other inputs come by two more ports: channels joined with the noisy input (inpainting, depth, upscaling)
-and a vector, or a noise level, joined with the time.
+transformer. Other inputs come by more ports: channels joined with the noisy input (inpainting, depth, upscaling), and
+a vector, a noise level, or the guidance scale of a distilled network (arXiv 2310.04378), all joined with the time.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class UNetConfig(BaseModel):
     upcast_attention: bool = False  # attention scores in float32 also when computing in half precision
     vector_width: int | None = None  # of the vector joined with the time, if there is one
     augmentation_levels: int | None = None  # learned vectors for that many levels of `Conditioning.augmentation`
+    guidance_width: int | None = None  # of the waves of `Conditioning.guidance`, if it is an input
     groups: int = 32  # of every GroupNorm
     eps: float = 1e-5  # of every GroupNorm outside the transformers
     flip_sin_to_cos: bool = True
@@ -113,6 +114,7 @@ class UNet(nn.Module):
 
         self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time = VectorEmbedding(widths[0], time_width)
+        self.guidance = None if config.guidance_width is None else GuidanceEmbedding(config.guidance_width, widths[0])
         self.vector = None if config.vector_width is None else VectorEmbedding(config.vector_width, time_width)
         self.augmentation = (
             None if config.augmentation_levels is None else nn.Embedding(config.augmentation_levels, time_width)
@@ -145,7 +147,8 @@ class UNet(nn.Module):
         Args:
             x: noisy latents [batch, channels, height, width].
             t: times [batch] in [0, 1000), integer or fractional.
-            conditioning: `tokens` always; `concat`, `vector` and `augmentation` if this network was built for them.
+            conditioning: `tokens` always; `concat`, `vector`, `augmentation` and `guidance` if this network was built
+                for them.
 
         Raises:
             ValueError: if an input is missing, not asked for, or of the wrong shape.
@@ -170,6 +173,8 @@ class UNet(nn.Module):
         """The time, and what is joined with it, as one vector [batch, time_width]."""
         c = self.config
         waves = sinusoidal(t, c.channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
+        if self.guidance is not None and conditioning.guidance is not None:
+            waves = waves + self.guidance(conditioning.guidance)
         time: Tensor = self.time(waves.to(dtype))
         if self.vector is not None and conditioning.vector is not None:
             time = time + self.vector(conditioning.vector.to(dtype))
@@ -211,6 +216,7 @@ class UNet(nn.Module):
             )
         self._check_port("vector", conditioning.vector, None if self.vector is None else (batch, c.vector_width or 0))
         self._check_port("augmentation", conditioning.augmentation, None if self.augmentation is None else (batch,))
+        self._check_port("guidance", conditioning.guidance, None if self.guidance is None else (batch,))
 
     @staticmethod
     def _check_port(name: str, given: Tensor | None, needed: tuple[int, ...] | None) -> None:
@@ -219,6 +225,24 @@ class UNet(nn.Module):
             raise ValueError(
                 f"Conditioning.{name} has shape {found}; this U-Net was built for {needed} (None: no such port)"
             )
+
+
+class GuidanceEmbedding(nn.Module):
+    """Guidance scales [batch], 1 being off, as what is added to the waves of the time: [batch, out_width].
+
+    Fourier features of guidance - 1, the paper's w, through one matrix (arXiv 2310.04378, section 4.3). It begins at
+    zero: a network that was trained without this port gives what it gave, whatever the guidance.
+    """
+
+    def __init__(self, width: int, out_width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.project = nn.Linear(width, out_width, bias=False)
+        nn.init.zeros_(self.project.weight)
+
+    def forward(self, guidance: Tensor) -> Tensor:
+        waves = sinusoidal(1000 * (guidance - 1), self.width, flip_sin_to_cos=False, freq_shift=1.0)
+        return self.project(waves.to(self.project.weight.dtype))
 
 
 class Level(nn.Module):
