@@ -47,6 +47,17 @@ def test_weight_at_pure_noise_is_one() -> None:
     assert objective.weights(denoiser, torch.tensor([999]), 5.0).tolist() == [1.0]
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+def test_a_floor_lifts_the_noisy_times_alone(prediction: Target) -> None:
+    denoiser = Denoiser(Recorder(), Schedule("cosine"), prediction)
+    t = torch.arange(1000)
+    snr = torch.exp(2 * denoiser.schedule.lambda_at(t))
+    per = {"x0": torch.ones(1000), "epsilon": snr, "v": snr + 1}[prediction]
+    lifted, plain = objective.weights(denoiser, t, 5.0, 1.0), objective.weights(denoiser, t, 5.0)
+    torch.testing.assert_close(lifted[snr < 1], (1 / per)[snr < 1])
+    torch.testing.assert_close(lifted[snr >= 1], plain[snr >= 1])
+
+
 @pytest.mark.parametrize("gamma", [None, 5.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
 @pytest.mark.parametrize("shape", [(6, 3), (6, 2, 4, 4)])
@@ -146,8 +157,16 @@ def test_hybrid_loss_gives_gradients_to_both_halves() -> None:
     assert variance_alone.abs().max() == 0
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"dropout": 1.5}, "dropout"), ({"gamma": 0.0}, "gamma")])
-def test_impossible_settings_are_refused(arguments: dict[str, float], message: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dropout": 1.5}, "dropout"),
+        ({"gamma": 0.0}, "gamma"),
+        ({"floor": 6.0}, "floor"),
+        ({"gamma": None, "floor": 1.0}, "floor"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments: dict[str, float | None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         objective.loss(Denoiser(Recorder(), Schedule()), torch.zeros(1, 1), Conditioning(), **arguments)  # type: ignore[arg-type]
 
