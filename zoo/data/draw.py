@@ -52,6 +52,20 @@ def render(scene: Scene, size: int = 64) -> NDArray[np.uint8]:
     return canvas.round().clip(0, 255).astype(np.uint8)
 
 
+def footprints(scene: Scene, size: int = 64) -> NDArray[np.bool_]:
+    """Which pixels each object covers by at least half: [objects, size, size].
+
+    A sketch covers what its outlines enclose. Faces do not count: in a ring they lie in the hole.
+    """
+    covered = np.zeros((len(scene.objects), size, size), bool)
+    for cover, thing in zip(covered, scene.objects, strict=True):
+        brush = _Brush(cover[..., None], thing, scene.style)
+        for part in ARTWORK[thing.shape].parts:
+            if not (scene.face and part.yields):
+                brush.window |= (brush.distance(part.field) <= 0)[..., None]
+    return covered
+
+
 class _Brush:
     """Paints one object on the window of the canvas that it can touch."""
 
