@@ -52,7 +52,7 @@ def test_a_floor_lifts_the_noisy_times_alone(prediction: Target) -> None:
     denoiser = Denoiser(Recorder(), Schedule("cosine"), prediction)
     t = torch.arange(1000)
     snr = torch.exp(2 * denoiser.schedule.lambda_at(t))
-    per = {"x0": torch.ones(1000), "epsilon": snr, "v": snr + 1}[prediction]
+    per = {"x0": torch.ones_like(snr), "epsilon": snr, "v": snr + 1}[prediction]
     lifted, plain = objective.weights(denoiser, t, 5.0, 1.0), objective.weights(denoiser, t, 5.0)
     torch.testing.assert_close(lifted[snr < 1], (1 / per)[snr < 1])
     torch.testing.assert_close(lifted[snr >= 1], plain[snr >= 1])
