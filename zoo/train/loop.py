@@ -60,6 +60,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
     model = model.to(memory_format=task.layout)
     ema, optimiser = Ema(model, recipe.ema), adamw(recipe.optimiser, model)
     state = (checkpoint.resume(checkpoints, model, ema, optimiser) if resume else None) or State()
+    task.follow(ema.model)
     main, rank, ranks = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     if main:
         _announce(recipe, state, place, ranks, sum(p.numel() for p in model.parameters()))

@@ -68,6 +68,12 @@ class Task(ABC, Generic[RecipeT]):
         """
         raise TrainingError(f"{self.recipe.part} cannot start from exported weights: remove init={folder}")
 
+    def follow(self, average: nn.Module) -> None:
+        """Told once, before the first step: the model of the running average of the weights, if the loss looks at it.
+
+        It is moved after every step and must not be changed.
+        """
+
     def compile(self, model: nn.Module) -> None:
         """Compile, in place, what `loss` calls."""
         model.compile()

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -53,31 +53,38 @@ PROMPTS = (
 )
 
 
-class UNetRecipe(Recipe):
+class LatentRecipe(Recipe):
     """The recipe of a latent generator: `vae` and `text_encoder` are the folders of the frozen parts."""
 
     vae: Path = Path("runs/vae/final")
     text_encoder: Path = Path("runs/clip/final")
-    model: UNetConfig = UNetConfig()
     data: SceneData = SceneData()
     captions: int = Field(2, ge=1)  # cached for each scene, in English and Chinese by turns
-    schedule: Schedule = Schedule("cosine")
-    prediction: Target = "v"
-    dropout: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one, for guidance
-    gamma: float | None = Field(5.0, gt=0)  # of the min-SNR weighting
-    floor: float = Field(0.0, ge=0)  # least weight on x0, below which min-SNR does not fall
     guidance: float = Field(4.0, ge=0)  # of the sample grid
     prompts: tuple[str, ...] = PROMPTS  # of the sample grid
     judged: int = Field(4, ge=0)  # scenes a task, seen and of the dev half, that the checker judges beside it
 
 
-class UNetTask(Task[UNetRecipe]):
-    """Batches of latents and text tokens; the trained model is a `Denoiser`."""
+class UNetRecipe(LatentRecipe):
+    """The recipe of a latent generator that learns from pictures alone."""
 
-    recipe_type = UNetRecipe
+    model: UNetConfig = UNetConfig()
+    schedule: Schedule = Schedule("cosine")
+    prediction: Target = "v"
+    dropout: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one, for guidance
+    gamma: float | None = Field(5.0, gt=0)  # of the min-SNR weighting
+    floor: float = Field(0.0, ge=0)  # least weight on x0, below which min-SNR does not fall
 
-    def __init__(self, recipe: UNetRecipe, device: torch.device) -> None:
+
+LatentRecipeT = TypeVar("LatentRecipeT", bound=LatentRecipe)
+
+
+class LatentTask(Task[LatentRecipeT]):
+    """Batches of latents and text tokens; the trained model is a `Denoiser` of a U-Net of the shape `unet`."""
+
+    def __init__(self, recipe: LatentRecipeT, device: torch.device, unet: UNetConfig) -> None:
         super().__init__(recipe, device)
+        self.unet = unet
         try:
             self.vae = autoencoder.load(recipe.vae).to(device)
             self.text = ClipTextEncoder.load(recipe.text_encoder).to(device)
@@ -88,16 +95,13 @@ class UNetTask(Task[UNetRecipe]):
                 self.asked_text = self.text.encode([case.prompt for case in self.asked] or [""]).tokens.float()
         except ValueError as error:  # a folder without them, or a prompt that is too long
             raise RecipeError(str(error)) from None
+        self.space = VaeDecoder(self.vae).needs.space
         self._check()
         pictures = scenes(recipe.data)
-        self.space = VaeDecoder(self.vae).needs.space
         # In the precision of training, which rounds what it is given in the same way.
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.autocast == "bf16"):
             self.latents = latents(pictures, self.vae, self.space, device)
             self.tokens = tokens(pictures, self.text, recipe.captions)
-
-    def build(self) -> nn.Module:
-        return Denoiser(UNet(self.recipe.model), self.recipe.schedule, self.recipe.prediction)
 
     def start(self, model: nn.Module, folder: Path) -> None:
         weights = tensors.read(folder / UNET)
@@ -114,22 +118,15 @@ class UNetTask(Task[UNetRecipe]):
             "tokens": torch.from_numpy(picked(self.tokens, which)),
         }
 
-    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
-        recipe = self.recipe
+    def clean(self, batch: Batch) -> tuple[Tensor, Conditioning]:
+        """The latents and the text of a batch, as networks take them."""
         x0 = batch["latents"].float().contiguous(memory_format=self.layout)
-        text = Conditioning(tokens=batch["tokens"].float())
-        # The CPU's generator, which the loop has seeded for this step: the same noise wherever the run goes on.
-        value = objective(
-            cast(Denoiser, model),
-            x0,
-            text,
-            null=Conditioning(tokens=self.null),
-            dropout=recipe.dropout,
-            gamma=recipe.gamma,
-            floor=recipe.floor,
-            generator=torch.default_generator,
-        )
-        return value, {}
+        return x0, Conditioning(tokens=batch["tokens"].float())
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the sample grid is drawn."""
+        return Sampling(guidance=self.recipe.guidance)
 
     def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
         """Pictures of the recipe's prompts, two of each; and how many of those the checker asked for were right."""
@@ -147,43 +144,76 @@ class UNetTask(Task[UNetRecipe]):
         """Guided pictures [batch, 3, height, width] in [-1, 1] of encoded prompts [batch, length, width]."""
         text, empty = Conditioning(tokens=tokens), Conditioning(tokens=self.null.expand_as(tokens))
         shape = (len(tokens), *self.latents.shape[1:])
-        made = sample(denoiser, text, empty, ImageNoise(seeds), Sampling(guidance=self.recipe.guidance), shape)
+        made = sample(denoiser, text, empty, ImageNoise(seeds), self.sampling, shape)
         return self.vae.decode(self.vae.from_diffusion(made))
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """unet/model.safetensors in half precision; config.json has the arguments for `LatentGenerator.load`."""
-        size = self.recipe.data.size
+        size, denoiser = self.recipe.data.size, cast(Denoiser, model)
+        network = cast(UNet, denoiser.network)
         config = GeneratorConfig(
-            unet=self.recipe.model,
-            schedule=self.recipe.schedule,
+            unet=network.config,
+            schedule=denoiser.schedule,
             text=self.text.produces,
             latent_space=self.space,
             factor=self.vae.downsampling,
             resolution=(size, size),
-            prediction=self.recipe.prediction,
+            prediction=denoiser.prediction,
+            guidance_range=denoiser.guidance_range,
         )
-        generator = LatentGenerator.of(cast(UNet, model.get_submodule("network")), config)
+        generator = LatentGenerator.of(network, config)
         arguments, _ = generator.save(folder, torch.float16)
         said = json.dumps(arguments, indent=1, ensure_ascii=False)
         (folder / "config.json").write_text(said + "\n", encoding="utf-8")
 
     def _check(self) -> None:
-        """The network fits the parts on either side of it."""
-        model, z, width = self.recipe.model, self.vae.config.latent_channels, self.text.produces.width
+        """The network fits the data and the parts on either side of it."""
+        if self.recipe.judged and self.recipe.data.size % SIDE:
+            raise RecipeError(f"the checker judges pictures whose size is a multiple of {SIDE}: set judged=0")
+        size, shrinking = self.recipe.data.size, self.vae.downsampling * self.unet.downsampling
+        if size % shrinking:
+            raise RecipeError(
+                f"data.size = {size} is no multiple of {shrinking}, by which VAE and U-Net together shrink a picture"
+            )
+
+
+class UNetTask(LatentTask[UNetRecipe]):
+    """Noise is to be told from latents."""
+
+    recipe_type = UNetRecipe
+
+    def __init__(self, recipe: UNetRecipe, device: torch.device) -> None:
+        super().__init__(recipe, device, recipe.model)
+
+    def build(self) -> nn.Module:
+        return Denoiser(UNet(self.unet), self.recipe.schedule, self.recipe.prediction)
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        recipe = self.recipe
+        x0, text = self.clean(batch)
+        # The CPU's generator, which the loop has seeded for this step: the same noise wherever the run goes on.
+        value = objective(
+            cast(Denoiser, model),
+            x0,
+            text,
+            null=Conditioning(tokens=self.null),
+            dropout=recipe.dropout,
+            gamma=recipe.gamma,
+            floor=recipe.floor,
+            generator=torch.default_generator,
+        )
+        return value, {}
+
+    def _check(self) -> None:
+        z, width = self.vae.config.latent_channels, self.text.produces.width
         for key, value, wanted in (
-            ("model.in_channels", model.in_channels, z),
-            ("model.out_channels", model.out_channels, z),
-            ("model.context_width", model.context_width, width),
+            ("model.in_channels", self.unet.in_channels, z),
+            ("model.out_channels", self.unet.out_channels, z),
+            ("model.context_width", self.unet.context_width, width),
         ):
             if value != wanted:
                 raise RecipeError(f"{key} = {value}, but the frozen parts need {wanted}: set {key}={wanted}")
-        if self.recipe.judged and self.recipe.data.size % SIDE:
-            raise RecipeError(f"the checker judges pictures whose size is a multiple of {SIDE}: set judged=0")
-        if self.recipe.data.size % (self.vae.downsampling * model.downsampling):
-            raise RecipeError(
-                f"data.size = {self.recipe.data.size} is no multiple of {self.vae.downsampling * model.downsampling}, "
-                "by which VAE and U-Net together shrink a picture"
-            )
+        super()._check()
 
 
 def latents(pictures: Scenes, vae: VAE, space: str, device: torch.device) -> Array:

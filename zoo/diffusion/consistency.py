@@ -1,0 +1,110 @@
+"""Consistency distillation: a student learns to say in one call where its teacher's sampling would end.
+
+Latent consistency models (arXiv 2310.04378), after consistency models (arXiv 2303.01469). All states on one path of the
+guided teacher end at the same clean data. So what the student says of a state must be what its own running average,
+the target, says of the state that the teacher reaches from there by one step; at time 0 both say the state itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from zoo.diffusion.denoiser import Denoiser, clean
+from zoo.diffusion.ports import join
+from zoo.diffusion.samplers import boundary
+from zoo.diffusion.spacing import make_grid
+from zoo.interface import Conditioning
+
+TIMES = 50  # a latent consistency model is distilled at the times of this grid, of which the spacing 'lcm' takes some
+
+
+def loss(
+    student: Denoiser,
+    target: Denoiser,
+    teacher: Denoiser,
+    x0: Tensor,
+    conditioning: Conditioning,
+    null: Conditioning,
+    *,
+    skip: int = 20,
+    huber: float | None = 0.001,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Mean distance of student and target for x0 [batch, ...] at random times and guidance, a scalar in float32.
+
+    student, target: take guidance as an input, which is drawn evenly from the student's `guidance_range`.
+    teacher: takes none; it is guided away from `null` (one sample, or one per sample).
+    skip: how far in time the teacher's step goes; more means fewer steps to learn across, and larger errors of each.
+    huber: the width in which the pseudo-Huber distance is quadratic (arXiv 2310.14189); None is the squared error.
+    generator: fixes times, noise and guidance; the same on every device if it is a CPU generator.
+
+    Raises:
+        ValueError: a student without guidance as an input or a teacher with it, schedules that differ, or a skip that
+            does not lead from one time of the grid to another.
+    """
+    low, high = _check(student, teacher, skip)
+    batch, source = x0.shape[0], x0.device if generator is None else generator.device
+    times = make_grid(teacher.schedule, TIMES, "lcm").t[:-1]
+    t = times[torch.randint(TIMES, (batch,), generator=generator, device=source).cpu()]
+    end = (t - skip).clamp(min=0)
+    noise = torch.randn(x0.shape, generator=generator, device=source).to(x0)
+    guidance = low + (high - low) * torch.rand(batch, generator=generator, device=source).to(x0.device)
+    told = replace(conditioning, guidance=guidance)
+
+    alpha, sigma = student.levels(t, x0)
+    x = alpha * x0 + sigma * noise
+    with torch.no_grad():
+        reached = step(teacher, x, t, end, conditioning, null, guidance)
+        aim = estimate(target, reached, end, told).float()
+    difference = estimate(student, x, t, told).float() - aim
+    if huber is None:
+        return difference.square().mean()
+    return ((difference.square() + huber**2).sqrt() - huber).mean()
+
+
+def estimate(denoiser: Denoiser, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    """The clean data at the end of the paths of the states x [batch, ...] at times t [batch], as sampler 'lcm' asks."""
+    skip, out = (_like(share, x) for share in boundary(t))
+    return skip * x + out * denoiser.predict(x, t, conditioning).x0
+
+
+def step(
+    teacher: Denoiser,
+    x: Tensor,
+    t: Tensor,
+    end: Tensor,
+    conditioning: Conditioning,
+    null: Conditioning,
+    guidance: Tensor,
+) -> Tensor:
+    """One step of DDIM (arXiv 2010.02502) from times t to `end` [batch], each sample with its own guidance [batch]."""
+    raw, _ = teacher(torch.cat([x, x]), torch.cat([t, t]), join(conditioning, null))
+    given, away = raw.chunk(2)
+    raw = away + _like(guidance, x) * (given - away)
+    (alpha, sigma), (alpha_end, sigma_end) = teacher.levels(t, x), teacher.levels(end, x)
+    ratio = sigma_end / sigma
+    return ratio * x + (alpha_end - alpha * ratio) * clean(teacher.prediction, raw, x, alpha, sigma)
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """One number per sample, in the type of x and broadcastable to it."""
+    return values.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
+
+
+def _check(student: Denoiser, teacher: Denoiser, skip: int) -> tuple[float, float]:
+    if student.guidance_range is None or teacher.guidance_range is not None:
+        raise ValueError(
+            "the student takes guidance as an input and the teacher does not; their guidance ranges are "
+            f"{student.guidance_range} and {teacher.guidance_range}"
+        )
+    if student.schedule != teacher.schedule:
+        raise ValueError(f"the student's schedule is {student.schedule}, the teacher's {teacher.schedule}")
+    stride = teacher.schedule.steps // TIMES
+    if skip < 1 or stride < 1 or skip % stride:
+        raise ValueError(
+            f"the teacher's step goes from one of {TIMES} times to another: skip={skip}, times {stride} apart"
+        )
+    return student.guidance_range
