@@ -4,7 +4,7 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from transformers import CLIPConfig, CLIPModel
 
-from zoo.clip import from_open_clip
+from zoo.clip import from_open_clip, to_open_clip
 
 WIDTH, WINDOW, VOCABULARY, END = 64, 16, 100, 3
 
@@ -51,3 +51,10 @@ def test_every_open_clip_tensor_is_accounted_for() -> None:
         "vision_model.embeddings.position_ids",
     }
     assert sum(t.numel() for t in turned.values()) == sum(t.numel() for t in theirs.values())
+
+
+def test_there_and_back_is_the_identity() -> None:
+    state = reference().state_dict()
+    back = to_open_clip(from_open_clip(state))
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)

@@ -71,35 +71,25 @@ class Clip(nn.Module):
         return 100 * (self.embed_images(images) * self.embed_texts(prompts)).sum(-1).clamp(min=0)
 
 
-def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an open_clip ViT CLIP in the transformers layout: names changed, fused q, k and v taken apart."""
-    out: dict[str, Tensor] = {
-        "logit_scale": state["logit_scale"],
-        "visual_projection.weight": state["visual.proj"].T,
-        "text_projection.weight": state["text_projection"].T,
-        "vision_model.embeddings.class_embedding": state["visual.class_embedding"],
-        "vision_model.embeddings.patch_embedding.weight": state["visual.conv1.weight"],
-        "vision_model.embeddings.position_embedding.weight": state["visual.positional_embedding"],
-        "text_model.embeddings.token_embedding.weight": state["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": state["positional_embedding"],
-    }
-    norms = {
-        "visual.ln_pre": "vision_model.pre_layrnorm",
-        "visual.ln_post": "vision_model.post_layernorm",
-        "ln_final": "text_model.final_layer_norm",
-    }
-    for ours, theirs in norms.items():
-        for kind in ("weight", "bias"):
-            out[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
-    for tower, prefix in (("vision_model", "visual.transformer.resblocks."), ("text_model", "transformer.resblocks.")):
-        for name, tensor in state.items():
-            if name.startswith(prefix):
-                block, rest = name.removeprefix(prefix).split(".", 1)
-                for suffix, part in _block(rest, tensor):
-                    out[f"{tower}.encoder.layers.{block}.{suffix}"] = part
-    return {name: tensor.detach().clone().contiguous() for name, tensor in out.items()}
-
-
+PLAIN = {
+    "logit_scale": "logit_scale",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+TOWERS = {
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+}
 BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -107,13 +97,39 @@ BLOCK = {
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
+FUSED = "attn.in_proj_"  # weight or bias: queries, keys and values in one tensor
+APART = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
-def _block(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """One tensor of a residual block under its new name, or names."""
-    if name.startswith("attn.in_proj_"):
-        kind = name.removeprefix("attn.in_proj_")
-        parts = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
-        return [(f"self_attn.{part}.{kind}", piece) for part, piece in parts]
-    module, kind = name.rsplit(".", 1)
-    return [(f"{BLOCK[module]}.{kind}", tensor)]
+def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an open_clip ViT CLIP in the transformers layout: names changed, fused q, k and v taken apart."""
+    out = {theirs: state[ours] for ours, theirs in PLAIN.items()}
+    out |= {theirs: state[ours].T for ours, theirs in TRANSPOSED.items()}
+    for ours, theirs in TOWERS.items():
+        for name in (n for n in state if n.startswith(ours)):
+            block, rest = name.removeprefix(ours).split(".", 1)
+            module, kind = rest.rpartition(".")[::2]
+            if rest.startswith(FUSED):
+                kind = rest.removeprefix(FUSED)
+                parts = zip(APART, state[name].chunk(3), strict=True)
+                out |= {f"{theirs}{block}.{part}.{kind}": piece for part, piece in parts}
+            else:
+                out[f"{theirs}{block}.{BLOCK[module]}.{kind}"] = state[name]
+    return {name: tensor.detach().clone().contiguous() for name, tensor in out.items()}
+
+
+def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_open_clip`: weights of a transformers CLIP in open_clip's layout."""
+    out = {ours: state[theirs] for ours, theirs in PLAIN.items()}
+    out |= {ours: state[theirs].T for ours, theirs in TRANSPOSED.items()}
+    back = {theirs: ours for ours, theirs in BLOCK.items()}
+    for ours, theirs in TOWERS.items():
+        for name in (n for n in state if n.startswith(theirs)):
+            block, rest = name.removeprefix(theirs).split(".", 1)
+            module, _, kind = rest.rpartition(".")
+            if module == APART[0]:
+                parts = [state[f"{theirs}{block}.{part}.{kind}"] for part in APART]
+                out[f"{ours}{block}.{FUSED}{kind}"] = torch.cat(parts)
+            elif module not in APART:
+                out[f"{ours}{block}.{back[module]}.{kind}"] = state[name]
+    return {name: tensor.detach().clone().contiguous() for name, tensor in out.items()}

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zoo.clip import from_open_clip
+from zoo import tensors
+from zoo.clip import from_open_clip, to_open_clip
 from zoo.data.captions import Language, caption, partial, swapped
 from zoo.data.scenes import Description
 from zoo.text.tokenizer import Tokenizer
@@ -62,6 +63,15 @@ class ClipRecipe(Recipe):
         0.5, ge=0, le=1
     )  # share of rows drawn from scenes with a relation alone: binding comes last
     read: float = Field(0.2, ge=0)  # weight of each reading head, summed over facets
+    train: Literal["both", "vision"] = "both"  # the image tower alone: the text tower of `init` stays, with its readers
+
+    @model_validator(mode="after")
+    def _vision_for_some_text(self) -> Self:
+        if self.train == "vision" and self.init is None:
+            raise ValueError("train = 'vision' needs init = ..., the folder of the CLIP whose text tower is kept")
+        if self.train == "vision" and self.pictures_every != 1:
+            raise ValueError("train = 'vision' leaves nothing to train without pictures: pictures_every = 1")
+        return self
 
 
 class ClipTask(Task[ClipRecipe]):
@@ -76,6 +86,7 @@ class ClipTask(Task[ClipRecipe]):
         self.related = np.flatnonzero([said.relation is not None for said in self.descriptions])
         self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), WINDOW)
         self.contrast = ClipLoss(cache_labels=True)
+        self.locked = recipe.train == "vision"
         self.fresh = self._batch(np.arange(FRESH), np.random.default_rng([recipe.seed, 2**40]))
 
     def build(self) -> nn.Module:
@@ -96,13 +107,19 @@ class ClipTask(Task[ClipRecipe]):
             patch_size=shape.patch,
             image_size=self.recipe.data.size,
         )
-        return nn.ModuleDict(
-            {
-                "clip": CLIP(shape.embedding, vision, text),
-                "text_reader": CrossAttentionProbe(shape.width),
-                "image_reader": LinearProbe(shape.embedding),
-            }
-        )
+        clip = CLIP(shape.embedding, vision, text)
+        parts: dict[str, nn.Module] = {"clip": clip, "image_reader": LinearProbe(shape.embedding)}
+        if self.locked:  # as in locked-image tuning (arXiv 2111.07991), the other way round
+            clip.requires_grad_(False)
+            clip.visual.requires_grad_(True)
+            clip.logit_scale.requires_grad_(True)
+        else:
+            parts["text_reader"] = CrossAttentionProbe(shape.width)
+        return nn.ModuleDict(parts)
+
+    def start(self, model: nn.Module, folder: Path) -> None:
+        weights = to_open_clip(tensors.read(folder / "model.safetensors"))
+        tensors.assign(_clip(model), weights, source=folder / "model.safetensors")
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
         count = self.recipe.batch
@@ -140,12 +157,14 @@ class ClipTask(Task[ClipRecipe]):
         true, false = texts[:2], texts[2:]
         en, zh = zip(true, false, strict=True)
         facets = batch["facets"]
-        # The captions' languages also choose each other, so the text tower need not wait until the image tower sees.
-        contrast = self.contrast(en[0], zh[0], scale)
-        hard = (_choose(zh[0], *en, scale) + _choose(en[0], *zh, scale)) / 2
-        read = misread(model.get_submodule("text_reader")(hidden), facets[[0, 0, 1, 1]].flatten(0, 1))
-        metrics = {"contrast_text": contrast, "hard_text": hard, "read_text": read, "scale": scale}
-        loss = contrast + self.recipe.hard * hard + self.recipe.read * read
+        metrics, loss = {"scale": scale}, torch.zeros((), device=scale.device)
+        if not self.locked:
+            # The languages also choose each other, so the text tower need not wait until the image tower sees.
+            contrast = self.contrast(en[0], zh[0], scale)
+            hard = (_choose(zh[0], *en, scale) + _choose(en[0], *zh, scale)) / 2
+            read = misread(model.get_submodule("text_reader")(hidden), facets[[0, 0, 1, 1]].flatten(0, 1))
+            metrics |= {"contrast_text": contrast, "hard_text": hard, "read_text": read}
+            loss = contrast + self.recipe.hard * hard + self.recipe.read * read
         if image is not None:
             contrast = (self.contrast(image, en[0], scale) + self.contrast(image, zh[0], scale)) / 2
             hard = (_choose(image, *en, scale) + _choose(image, *zh, scale)) / 2
@@ -162,7 +181,8 @@ class ClipTask(Task[ClipRecipe]):
         longest = int((tokens != self.tokenizer.padding).sum(-1).max())
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow on a CPU
             seen = clip.encode_image(to_float(batch["images"])) if "images" in batch else None
-            text, hidden = _encode_text(clip, tokens[..., :longest].flatten(0, 1))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.locked):
+                text, hidden = _encode_text(clip, tokens[..., :longest].flatten(0, 1))
         text = F.normalize(text.float(), dim=-1)
         image = None if seen is None else F.normalize(seen.float(), dim=-1)
         return image, list(text.chunk(len(tokens))), clip.logit_scale.exp(), hidden

@@ -113,7 +113,7 @@ class VaeTask(Task[VaeRecipe]):
         images = to_float(batch["images"], self.layout)
         if recipe.crop and progress < recipe.crop_until:
             images = _cropped(images, recipe.crop).contiguous(memory_format=self.layout)
-        with torch.set_grad_enabled(not self.frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             posterior = vae.encode(images)
             latents = posterior.sample(torch.randn_like(posterior.mean))
         if recipe.noise:

@@ -1,0 +1,106 @@
+"""A tiny CLIP through the whole of training, and its image tower alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file
+
+from zoo.clip import Clip
+from zoo.data.captions import caption
+from zoo.data.scenes import random_scene
+from zoo.text.clip import ClipTextEncoder
+from zoo.train import RecipeError, cache, clip, run
+
+RECIPE = """
+part = "clip"
+steps = 4
+batch = 4
+threads = 1
+log_every = 1
+model = {width = 32, heads = 2, vision_layers = 1, text_layers = 2, embedding = 16}
+[data]
+scenes = 40
+size = 64
+workers = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cache, a tokenizer and a tiny trained CLIP."""
+    home = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    texts = [caption(random_scene(rng), language, rng) for _ in range(1000) for language in clip.LANGUAGES]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(home / "tokenizer"),
+        vocab_size=800,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        unk_id=1,
+        bos_id=3,
+        eos_id=4,
+        minloglevel=2,
+    )
+    (home / "clip.toml").write_text(f"tokenizer = '{home / 'tokenizer.model'}'\n{RECIPE}", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(home / "cache"))
+        patch.setattr(cache, "PROBED", 2)
+        patch.setattr(clip, "FRESH", 8)
+        patch.setattr(clip, "WINDOW", 64)
+        run(home / "clip.toml", [f"out={home / 'clip'}"], device="cpu")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _same_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(home / "cache"))
+    monkeypatch.setattr(cache, "PROBED", 2)
+    monkeypatch.setattr(clip, "FRESH", 8)
+    monkeypatch.setattr(clip, "WINDOW", 64)
+
+
+def test_the_trained_clip_is_read_back(home: Path) -> None:
+    trained = Clip.load(home / "clip" / "final")
+    vectors = torch.cat(
+        [trained.embed_images(torch.rand(2, 3, 64, 64)), trained.embed_texts(["a red star", "红色的星星"])]
+    )
+    assert torch.allclose(vectors.norm(dim=-1), torch.ones(4), atol=1e-5)
+
+
+def test_the_image_tower_alone_leaves_every_text_weight(home: Path) -> None:
+    init, out = home / "clip" / "final", home / "vision"
+    run(home / "clip.toml", [f"out={out}", f"init={init}", "train=vision"], device="cpu")
+    before, after = (load_file(folder / "model.safetensors") for folder in (init, out / "final"))
+    text = [name for name in before if name.startswith("text_")]
+    assert len(text) > 20
+    assert all(torch.equal(before[name], after[name]) for name in text)
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("vision_"))
+    spaces = [ClipTextEncoder.load(folder).produces.space for folder in (init, out / "final")]
+    assert spaces[0] == spaces[1]
+
+
+@pytest.mark.parametrize("train", ["both", "vision"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path, train: str) -> None:
+    more = ["checkpoint_every=2", f"train={train}", *([f"init={home / 'clip' / 'final'}"] if train == "vision" else [])]
+    whole, parts = home / f"whole-{train}", home / f"parts-{train}"
+    run(home / "clip.toml", [f"out={whole}", *more], device="cpu")
+    run(home / "clip.toml", [f"out={parts}", *more], device="cpu")
+    (parts / "checkpoints" / "step-00000004.safetensors").unlink()  # as if it had been killed before the last one
+    run(home / "clip.toml", [f"out={parts}", *more], device="cpu", resume=True)
+    expected, got = (load_file(folder / "final" / "model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"), [("train=vision", "needs init"), ("train=vision init=. pictures_every=2", "pictures_every")]
+)
+def test_what_the_image_tower_alone_needs(home: Path, override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        run(home / "clip.toml", override.split(), device="cpu")
