@@ -84,6 +84,23 @@ def as_mask(given: Picture | Sequence[Picture], size: tuple[int, int], prompts: 
     return _stack([_pixels(one, size, "L") for one in _listed(given)], "mask", prompts, count)
 
 
+def as_layout(
+    given: Picture | Sequence[Picture], classes: Sequence[str], size: tuple[int, int] | None, prompts: int, count: int
+) -> Tensor:
+    """Semantic maps as class numbers [count, height, width], int64; pictures are cropped and scaled to `size`.
+
+    Raises:
+        ValueError: their number, shape or kind does not fit, or they hold a number that is no class.
+    """
+    listed = list(given) if isinstance(given, Tensor) and given.dim() == 3 else _listed(given)
+    painted = _stack([_numbers(one, size) for one in listed], "layout", prompts, count)
+    if painted.numel() and not 0 <= int(painted.min()) <= int(painted.max()) < len(classes):
+        wrong = next(int(number) for number in painted.unique() if not 0 <= number < len(classes))
+        named = ", ".join(f"{number} {name}" for number, name in enumerate(classes))
+        raise ValueError(f"the layout holds {wrong}, which is no class; there are: {named}")
+    return painted.expand(count, *painted.shape[1:])
+
+
 def shrink(mask: Tensor, like: Tensor) -> Tensor:
     """A mask of pixels as one of latents: a latent is free to change as soon as one of its pixels is."""
     return F.adaptive_max_pool2d(mask, (like.shape[-2], like.shape[-1]))
@@ -124,6 +141,30 @@ def _pixels(picture: Picture, size: tuple[int, int] | None, mode: str) -> Tensor
     if not bool(((pixels >= 0) & (pixels <= 1)).all()):
         raise ValueError("a picture given as a tensor has values outside [0, 1]")
     return pixels
+
+
+def _numbers(layout: Picture, size: tuple[int, int] | None) -> Tensor:
+    if isinstance(layout, Image.Image):
+        if layout.mode not in ("L", "P"):
+            raise ValueError(
+                f"a layout is a picture of class numbers, of mode L or P, not {layout.mode}: its colours would have to "
+                "be guessed"
+            )
+        if size is not None and layout.size != (size[1], size[0]):
+            layout = ImageOps.fit(layout, (size[1], size[0]), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(layout, dtype=np.int64))
+    if (
+        layout.is_floating_point()
+        or layout.is_complex()
+        or layout.dim() != 2
+        or tuple(layout.shape) != (size or layout.shape)
+    ):
+        wanted = list(size) if size else "[height, width]"
+        raise ValueError(
+            f"a layout given as a tensor holds whole numbers, of shape {wanted}, not {layout.dtype} of shape "
+            f"{list(layout.shape)}"
+        )
+    return layout.detach().long().cpu()
 
 
 def _stack(pictures: list[Tensor], what: str, prompts: int, count: int) -> Tensor:

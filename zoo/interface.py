@@ -155,6 +155,7 @@ class Generator(Protocol):
         *,
         size: tuple[int, int] | None = None,
         init: Init | None = None,
+        layout: Tensor | None = None,  # [batch, height, width] of class numbers: what goes where
         observe: Observer | None = None,
     ) -> Representation: ...
 

@@ -13,7 +13,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from zoo.arguments import Picture, as_images, as_mask, as_negatives, as_prompts, as_seeds, shrink
+from zoo.arguments import Picture, as_images, as_layout, as_mask, as_negatives, as_prompts, as_seeds, shrink
 from zoo.config import Role
 from zoo.diffusion.noise import GivenNoise, ImageNoise
 from zoo.diffusion.samplers import find_sampler
@@ -47,6 +47,14 @@ class Shaped(Protocol):
     """A generator that tells the shape, without the batch, of what it makes; `noise=` is checked against it."""
 
     def shape(self, size: tuple[int, int] | None) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """A generator that can be told what goes where; `classes` names the numbers in a layout, none if it takes none."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
 
 class Pipeline:
@@ -108,6 +116,7 @@ class Pipeline:
         image: Picture | Sequence[Picture] | None = None,
         mask: Picture | Sequence[Picture] | None = None,
         strength: float | None = None,
+        layout: Picture | Sequence[Picture] | None = None,
         batch: int = BATCH,
         progress: bool = True,
         callback: Observer | None = None,
@@ -119,8 +128,10 @@ class Pipeline:
         and settings, not on the batch it is made in. negative: what to guide away from instead of "no text", one for
         all prompts or one each. noise [images, ...]: the initial noise instead of the seeds' own. image: start from it;
         strength in (0, 1] (0.6, or 1 with a mask) says how much is made anew. mask: with an image, 1 or white where it
-        is made anew. batch: images made at once. callback(stage, step): called after each step; True ends the batch
-        early with what it has. For the rest see `zoo.interface.Sampling`; None takes the model's default.
+        is made anew. layout: for models that take one, a painted map of what goes where: a picture (mode L or P) or
+        tensor [height, width] of class numbers, which the model's `generator.classes` names. batch: images made at
+        once. callback(stage, step): called after each step; True ends the batch early with what it has. For the rest
+        see `zoo.interface.Sampling`; None takes the model's default.
 
         Raises:
             ValueError: no prompts, a prompt longer than the text encoder's window, or a setting that cannot be.
@@ -144,6 +155,7 @@ class Pipeline:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         start, kept = self._start(image, mask, strength, size, len(asked), count)
+        painted = self._painted(layout, size, len(asked), count)
         text, null = self._features(asked), self._features(against)
 
         made = []
@@ -155,7 +167,14 @@ class Pipeline:
                 features, nothing = _pick(text, owner[rows]), _pick(null, owner[rows])
                 init = None if start is None else replace(start, data=start.data[rows], mask=_rows(start.mask, rows))
                 representation = self.generator.generate(
-                    features, nothing, source, sampling, size=size, init=init, observe=observe
+                    features,
+                    nothing,
+                    source,
+                    sampling,
+                    size=size,
+                    init=init,
+                    layout=_rows(painted, rows),
+                    observe=observe,
                 )
                 made.append(
                     self.decoder.decode(representation, features, nothing, source, observe=observe).float().cpu()
@@ -231,6 +250,16 @@ class Pipeline:
         fresh = as_mask(mask, (pictures.shape[-2], pictures.shape[-1]), prompts, count)
         small = shrink(fresh, latents)
         return Init(latents, strength, small.expand(count, *small.shape[1:])), (pictures, fresh)
+
+    def _painted(
+        self, layout: Picture | Sequence[Picture] | None, size: tuple[int, int] | None, prompts: int, count: int
+    ) -> Tensor | None:
+        """The class of every pixel, [count, height, width]."""
+        if layout is None:
+            return None
+        if not isinstance(self.generator, Mapped) or not self.generator.classes:
+            raise ValueError(f"{self.name} takes no layout: its generator was trained without semantic maps")
+        return as_layout(layout, self.generator.classes, size, prompts, count)
 
 
 @contextmanager

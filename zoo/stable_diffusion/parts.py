@@ -26,6 +26,7 @@ from zoo.interface import (
     TextFeatures,
     TextSpec,
 )
+from zoo.stable_diffusion.conditioning import map_channels
 from zoo.stable_diffusion.unet import UNet, UNetConfig
 from zoo.stable_diffusion.vae import VAE, VAEConfig
 
@@ -47,6 +48,7 @@ class GeneratorConfig(BaseModel):
     prediction: Target = "epsilon"
     variance: Variance = "fixed_small"
     guidance_range: tuple[float, float] | None = None  # of a network distilled to take guidance as an input
+    classes: tuple[str, ...] = ()  # of the semantic map that it takes beside the text, by their numbers
 
     @model_validator(mode="after")
     def _fits(self) -> GeneratorConfig:
@@ -60,6 +62,11 @@ class GeneratorConfig(BaseModel):
             raise ValueError(
                 f"a U-Net that takes guidance as an input says for which range, and no other: guidance_range is "
                 f"{self.guidance_range}, unet.guidance_width {self.unet.guidance_width}"
+            )
+        if self.classes and self.unet.in_channels != self.unet.out_channels + len(self.classes):
+            raise ValueError(
+                f"a map of {len(self.classes)} classes and {self.unet.out_channels} latent channels make "
+                f"{self.unet.out_channels + len(self.classes)} channels, but the U-Net takes {self.unet.in_channels}"
             )
         return self
 
@@ -101,6 +108,11 @@ class LatentGenerator(nn.Module):
         return text if self.config.unet.vector_width else replace(text, pooled=None)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """What the numbers in a layout mean; empty if this generator takes none."""
+        return self.config.classes
+
+    @property
     def produces(self) -> RepresentationSpec:
         shape = (self.config.unet.out_channels, None, None)
         return RepresentationSpec("latent", shape, self.config.latent_space)
@@ -130,17 +142,21 @@ class LatentGenerator(nn.Module):
         *,
         size: tuple[int, int] | None = None,
         init: Init | None = None,
+        layout: Tensor | None = None,
         observe: Observer | None = None,
     ) -> Representation:
         """Latents for text features [batch, ...], guided away from `null`.
 
+        layout [batch, height, width]: the class of every pixel, for a generator that has `classes`; None leaves it
+        open. Guidance leads away from `null` in the same layout.
+
         Raises:
-            ValueError: an impossible size, or sampling settings that do not exist.
+            ValueError: an impossible size, a layout that does not fit, or sampling settings that do not exist.
         """
         shape = (text.tokens.shape[0], *self.shape(size))
         data = sample(
             self.denoiser,
-            self._conditioning(text),
+            replace(self._conditioning(text), concat=self._concat(layout, shape)),
             self._conditioning(null),
             noise,
             sampling,
@@ -154,6 +170,20 @@ class LatentGenerator(nn.Module):
     def _conditioning(self, text: TextFeatures) -> Conditioning:
         vector = text.pooled if self.config.unet.vector_width else None
         return Conditioning(tokens=text.tokens, mask=text.mask, vector=vector)
+
+    def _concat(self, layout: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        """The layout's channels at the latent's size; zeros if it is left open."""
+        batch, _, height, width = shape
+        if not self.classes:
+            if layout is not None:
+                raise ValueError("this generator was trained without semantic maps: leave out layout=")
+            return None
+        if layout is None:
+            return torch.zeros(batch, len(self.classes), height, width)
+        pixels = (batch, height * self.config.factor, width * self.config.factor)
+        if tuple(layout.shape) != pixels:
+            raise ValueError(f"the layout has shape {list(layout.shape)}, but these pictures need {list(pixels)}")
+        return map_channels(layout, len(self.classes), self.config.factor)
 
 
 class VaeDecoder(nn.Module):
