@@ -130,6 +130,7 @@ def test_sheet_rows_show_what_was_given_and_what_was_made() -> None:
     assert captions[0].startswith("strength 0.3, 0.6: ")
     assert captions[-1].startswith("inpainting: ")
     assert all(picture.shape == (3, 64, 64) for _, picture in rows)
+    assert all(caption.isascii() for caption in captions)
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"strengths": ()}, {"strengths": (0.0,)}, {"strengths": (1.2,)}])
