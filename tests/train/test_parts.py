@@ -9,96 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import load_file
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, caption
 from zoo.data.scenes import COLOURS, SHAPES, Description, heldout
 from zoo.evaluate.checker import Verdict
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.text.clip import ClipTextEncoder
-from zoo.text.tokenizer import Tokenizer
 from zoo.train import RecipeError, TrainingError, cache, run, unet, vae
 from zoo.train.task import grid, to_float
 
-COMMON = """
-steps = 3
-batch = 2
-threads = 1
-log_every = 1
-[data]
-scenes = 8
-size = 64
-workers = 1
-"""
-VAE = """
-part = "vae"
-adversarial = 0.1
-adversarial_from = 0.5
-model = {channels = [8, 16], groups = 4, blocks_per_level = 1}
-"""
-UNET = """
-part = "unet"
-judged = 1
-model = {channels = [8, 16], attention = [false, true], groups = 4, heads = 2, blocks_per_level = 1, context_width = 16}
-"""
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a cache, a tiny text encoder and a tiny trained VAE."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZOO_CACHE", str(home / "cache"))
-        patch.setattr(cache, "PROBED", 2)
-        patch.setattr(vae, "FRESH", 4)
-        (home / "vae.toml").write_text(VAE + COMMON, encoding="utf-8")
-        (home / "unet.toml").write_text(UNET + COMMON, encoding="utf-8")
-        run(home / "vae.toml", [f"out={home / 'vae'}"], device="cpu")
-    _text_encoder(home / "text")
-    return home
-
-
-@pytest.fixture(autouse=True)
-def _same_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ZOO_CACHE", str(home / "cache"))
-    monkeypatch.setattr(cache, "PROBED", 2)
-
-
-def _text_encoder(folder: Path) -> None:
-    model = folder / "tokenizer"
-    model.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    said = [caption(cache.random_scene(rng), language, rng) for _ in range(300) for language in unet.LANGUAGES]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*said, *unet.PROMPTS]),
-        model_prefix=str(model / "tokenizer"),
-        vocab_size=400,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        pad_id=0,
-        unk_id=1,
-        bos_id=3,
-        eos_id=4,
-        minloglevel=2,
-    )
-    tokenizer = Tokenizer((model / "tokenizer.model").read_bytes(), 64)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        projection_dim=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=tokenizer.begin,
-        eos_token_id=tokenizer.end,
-        pad_token_id=tokenizer.padding,
-    )
-    ClipTextEncoder(CLIPTextModelWithProjection(config), tokenizer).save(folder)
+pytestmark = pytest.mark.usefixtures("same_cache")
 
 
 def _unet(home: Path, out: str, *more: str) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from zoo.diffusion.denoiser import Denoiser, clean
 from zoo.diffusion.ports import join
 from zoo.diffusion.samplers import boundary
+from zoo.diffusion.schedule import Schedule
 from zoo.diffusion.spacing import make_grid
 from zoo.interface import Conditioning
 
@@ -89,6 +90,19 @@ def step(
     return ratio * x + (alpha_end - alpha * ratio) * clean(teacher.prediction, raw, x, alpha, sigma)
 
 
+def check_skip(schedule: Schedule, skip: int) -> None:
+    """A step of this length leads from one time of the distillation's grid to another.
+
+    Raises:
+        ValueError: it does not.
+    """
+    stride = schedule.steps // TIMES
+    if skip < 1 or stride < 1 or skip % stride:
+        raise ValueError(
+            f"the teacher's step goes from one of {TIMES} times to another: skip={skip}, times {stride} apart"
+        )
+
+
 def _like(values: Tensor, x: Tensor) -> Tensor:
     """One number per sample, in the type of x and broadcastable to it."""
     return values.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
@@ -102,9 +116,5 @@ def _check(student: Denoiser, teacher: Denoiser, skip: int) -> tuple[float, floa
         )
     if student.schedule != teacher.schedule:
         raise ValueError(f"the student's schedule is {student.schedule}, the teacher's {teacher.schedule}")
-    stride = teacher.schedule.steps // TIMES
-    if skip < 1 or stride < 1 or skip % stride:
-        raise ValueError(
-            f"the teacher's step goes from one of {TIMES} times to another: skip={skip}, times {stride} apart"
-        )
+    check_skip(teacher.schedule, skip)
     return student.guidance_range

@@ -92,7 +92,7 @@ class LcmTask(LatentTask[LcmRecipe]):
         return Sampling(steps=steps, sampler="lcm", spacing="lcm", guidance=self.recipe.guidance)
 
     def _check(self) -> None:
-        """The teacher was trained between the same frozen parts."""
+        """The teacher was trained between the same frozen parts, and its steps lead somewhere."""
         taught, text = self.taught.config, self.text.produces.space
         for key, value, wanted in (("text_encoder", text, taught.text.space), ("vae", self.space, taught.latent_space)):
             if value != wanted:
@@ -100,6 +100,10 @@ class LcmTask(LatentTask[LcmRecipe]):
                     f"{key} = {getattr(self.recipe, key)} defines the space {value}, but the teacher was trained in "
                     f"{wanted}: give the {key} that it was trained with"
                 )
+        try:
+            consistency.check_skip(taught.schedule, self.recipe.skip)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
         super()._check()
 
 
