@@ -105,13 +105,24 @@ def test_evaluate_with_prompts_of_ones_own(run: Run, tmp_path: Path, monkeypatch
     ]
     mine.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
     monkeypatch.setattr("zoo.evaluate.run.calibrate", lambda *_: None)  # minutes long, and tested where it belongs
-    status, out, err = run("evaluate", "wide", "--json", "--prompts", str(mine), "--steps", "1", "--device", "cpu")
+    kept = tmp_path / "judged"
+    arguments = ["--prompts", str(mine), "--steps", "1", "--device", "cpu", "--save", str(kept)]
+    status, out, err = run("evaluate", "wide", "--json", *arguments)
     assert status == 0, err
+    assert str(kept / "failures.png") in err
+    assert {path.name for path in kept.iterdir()} == {
+        *("report.json", "verdicts.jsonl", "failures.png", "00000.png", "00001.png")
+    }
     report = json.loads(out)
     assert report["model"] == "wide"
     assert report["images"] == 2
     assert report["tasks"]["colours"]["seen"] == {"en": 0.0, "zh": 0.0}, "random weights draw no stars"
+    assert report["intervals"]["tasks"]["colours"]["seen"]["en"] == [0.0, 0.7935], "one picture says little"
     assert report["settings"] == {"steps": 1}
+    status, out, err = run("evaluate", "wide", *arguments)
+    assert status == 0, err
+    assert "0.0 (0-80)" in out
+    assert "most frequent confusions" in out
     mine.write_text('{"prompt": 3}', "utf-8")
     status, _, err = run("evaluate", "wide", "--prompts", str(mine))
     assert status == 2

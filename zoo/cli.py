@@ -143,10 +143,13 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     sampler: Annotated[str | None, typer.Option(help="As for zoo generate.")] = None,
     guidance: Annotated[float | None, typer.Option(help="As for zoo generate.")] = None,
-    save: Annotated[Path | None, typer.Option(help="A folder for the pictures and verdicts.")] = None,
+    save: Annotated[Path | None, typer.Option(help="A folder for the report, pictures and a failure sheet.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
 ) -> None:
     """Measure how often a model's pictures say what their prompts say, by task, language and split.
+
+    Each share has its 95 % interval; below them stands what was most often taken for what. --save also keeps
+    report.json (what --json prints), verdicts.jsonl, every picture, and the worst with what is wrong in failures.png.
 
     \b
     zoo evaluate stable-diffusion-small
@@ -175,6 +178,8 @@ def evaluate(
         **{name: value for name, value in asked.items() if value is not None},
     )
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else run.table(report))
+    if save is not None and (save / "failures.png").exists():
+        typer.echo(f"the worst pictures and what is wrong with them: {save / 'failures.png'}", err=True)
 
 
 def main() -> None:

@@ -95,9 +95,18 @@ def scores(config: ModelConfig) -> str:
     evaluated: Any = config.results.get("evaluation")
     if not evaluated:
         return ""
-    cells = [("**overall**", evaluated["overall"]), *evaluated["tasks"].items()]
+    intervals = evaluated.get("intervals", {"overall": {}, "tasks": {}})  # which older evaluations lack
+    cells = [
+        ("**overall**", evaluated["overall"], intervals["overall"]),
+        *((task, cell, intervals["tasks"].get(task, {})) for task, cell in evaluated["tasks"].items()),
+    ]
     columns = [(split, language) for split in SPLITS for language in ("en", "zh")]
-    rows = [(name, *(cell.get(split, {}).get(language) for split, language in columns)) for name, cell in cells]
+
+    def score(cell: Any, interval: Any, split: str, language: str) -> str:
+        ends = interval.get(split, {}).get(language)
+        return _cell(cell.get(split, {}).get(language)) + (f" ({ends[0]:.2f}–{ends[1]:.2f})" if ends else "")
+
+    rows = [(name, *(score(cell, interval, *column) for column in columns)) for name, cell, interval in cells]
     return table(("task", *(f"{SPLITS[split]}, {language}" for split, language in columns)), rows)
 
 
@@ -111,6 +120,7 @@ def _results(config: ModelConfig) -> str:
             "The share of pictures in which the checker finds everything that the prompt says, one picture a prompt, "
             f"{evaluated['images']} in all. Overall is the mean of the six tasks without style. *Held out*: colours "
             f"and objects, or pairs of objects, that training never showed together ({evaluated['heldout']} half)."
+            + (" In brackets: the 95 % interval." if "intervals" in evaluated else "")
         )
         sections.append(scores(config))
     measures = [

@@ -1,8 +1,11 @@
-"""Contact sheets: many small pictures on one, a captioned row for each prompt."""
+"""Sheets of many small pictures: a captioned row for each prompt, or cards with lines of text beside each picture."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 from PIL import Image, ImageDraw, ImageFont
@@ -10,12 +13,15 @@ from PIL import Image, ImageDraw, ImageFont
 CELL = 160  # smallest picture side on a sheet
 GAP = 8
 LINE = 22
-INK, PAPER = "#333333", "#ffffff"
+TEXT_WIDTH = 280  # of the lines beside a picture on a card
+TEXT_LINE = 18
+INK, PAPER, RULE = "#333333", "#ffffff", "#dddddd"
 # Pillow's own font has no Chinese; one of these may be installed.
 CJK_FONTS = (
     *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf"),
     *("wqy-microhei.ttc", "wqy-zenhei.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "simsun.ttc"),
 )
+CJK = "\u2e80-\U0003ffff"  # characters between which a line may break anywhere
 
 
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Image.Image:
@@ -25,14 +31,12 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], column
     """
     if not images or len(images) != len(captions):
         raise ValueError(f"a contact sheet needs images with a caption each, not {len(images)} and {len(captions)}")
-    width, height = images[0].size
-    scale = max(1, -(-CELL // max(width, height)))
-    width, height = width * scale, height * scale
+    width, height = _enlarged(images[0])
     rows: list[tuple[str, list[Image.Image]]] = []
     for number, (caption, group) in enumerate(groupby(zip(captions, images, strict=True), key=lambda p: p[0]), 1):
         members = [image for _, image in group]
         for start in range(0, len(members), columns):
-            title = _writable(caption, number) if start == 0 else ""
+            title = _caption(caption, number) if start == 0 else ""
             rows.append((title, members[start : start + columns]))
     across = max(len(members) for _, members in rows)
     sheet_width = max(across * (width + GAP) + GAP, min(480, 3 * (width + GAP) + GAP))
@@ -47,10 +51,94 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], column
     return sheet
 
 
+@dataclass(frozen=True)
+class Card:
+    """A picture and what to write beside it: paragraphs, each (text, colour)."""
+
+    image: Image.Image
+    text: Sequence[tuple[str, str]]
+
+
+def card_sheet(title: str, cards: Sequence[Card], columns: int = 3) -> Image.Image:
+    """Cards in rows of at most `columns` under a title; small pictures are enlarged, all to the size of the first.
+
+    Text wraps, and a row is as high as its longest text: nothing is cut. Characters that no installed font has (see
+    `writable`) are drawn as boxes.
+
+    Raises:
+        ValueError: no cards, or fewer than one column.
+    """
+    if not cards or columns < 1:
+        raise ValueError(f"a sheet needs cards and columns, not {len(cards)} and {columns}")
+    width, height = _enlarged(cards[0].image)
+    across = min(columns, len(cards))
+    card_width = width + GAP + TEXT_WIDTH + 2 * GAP
+    texts = [
+        [(line, colour, _font(text)) for text, colour in card.text for line in wrapped(text, TEXT_WIDTH)]
+        for card in cards
+    ]
+    starts = range(0, len(cards), across)
+    heights = [max(height, *(len(lines) * TEXT_LINE for lines in texts[s : s + across])) for s in starts]
+    heading = wrapped(title, across * card_width - 2 * GAP)
+    top = GAP + len(heading) * LINE
+    sheet = Image.new("RGB", (across * card_width, top + sum(h + 2 * GAP for h in heights)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(heading):
+        draw.text((GAP, GAP // 2 + number * LINE), line, fill=INK, font=_font(title))
+    for start, row_height in zip(starts, heights, strict=True):
+        draw.line((GAP, top, sheet.width - GAP, top), fill=RULE)
+        for column, card in enumerate(cards[start : start + across]):
+            left = GAP + column * card_width
+            enlarged = card.image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(enlarged, (left, top + GAP))
+            for number, (line, colour, font) in enumerate(texts[start + column]):
+                draw.text((left + width + GAP, top + GAP + number * TEXT_LINE), line, fill=colour, font=font)
+        top += row_height + 2 * GAP
+    return sheet
+
+
+def writable(text: str) -> bool:
+    """Whether an installed font has the characters of a text."""
+    return _plain(text) or _cjk() is not None
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A text in lines of at most `width` pixels, broken at spaces, between Chinese characters, and in words too long.
+
+    An empty text is one empty line.
+    """
+    font = _font(text)
+    lines = [""]
+    for piece in re.findall(rf"\s+|[{CJK}]|[^\s{CJK}]+", text):
+        if lines[-1] and font.getlength((lines[-1] + piece).rstrip()) > width:
+            lines[-1] = lines[-1].rstrip()
+            lines.append("")
+        if not lines[-1]:
+            piece = piece.lstrip()
+        for character in piece:  # nearly always all of the piece fits
+            if lines[-1] and font.getlength(lines[-1] + character) > width and not character.isspace():
+                lines.append("")
+            lines[-1] += character
+    lines[-1] = lines[-1].rstrip()
+    return lines
+
+
+def _enlarged(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image on a sheet: a whole multiple of its own, at least `CELL` on the longer side."""
+    scale = max(1, -(-CELL // max(image.size)))
+    return image.width * scale, image.height * scale
+
+
 def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(14) if _plain(text) else (_cjk() or ImageFont.load_default(14))
+    return _own() if _plain(text) else (_cjk() or _own())
 
 
+@cache
+def _own() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(14)
+
+
+@cache
 def _cjk() -> ImageFont.FreeTypeFont | None:
     for name in CJK_FONTS:
         try:
@@ -64,10 +152,10 @@ def _plain(text: str) -> bool:
     return all(ord(c) < 0x250 for c in text)
 
 
-def _writable(caption: str, number: int) -> str:
+def _caption(caption: str, number: int) -> str:
     if not caption:
         return "(no prompt)"
-    return caption if _plain(caption) or _cjk() else f"prompt {number}"
+    return caption if writable(caption) else f"prompt {number}"
 
 
 def _fitted(text: str, width: int) -> str:

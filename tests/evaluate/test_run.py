@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from zoo.data.draw import render
 from zoo.data.scenes import COLOURS, Description, Placed, Scene, random_scene
 from zoo.evaluate.distances import psnr, reconstruction_psnr
 from zoo.evaluate.eye import agreement
+from zoo.evaluate.intervals import of_mean, of_share
 from zoo.evaluate.run import evaluate, table
-from zoo.evaluate.tasks import TASKS, cases
+from zoo.evaluate.tasks import MEAN_OF, TASKS, cases
 
 PLACES = {
     "left of": ((0.26, 0.5), (0.74, 0.5)),
@@ -88,12 +89,62 @@ def test_a_pipe_that_draws_what_is_asked_scores_one(tmp_path: Path) -> None:
             assert report["overall"][split][language] >= 0.95
     assert report["checker"]["scenes"] == 4
     assert {"overall", "tasks", "checker", "images", "seconds", "model"} <= set(report)
-    json.dumps(report)
     text = table(report)
     assert all(task in text for task in TASKS)
+    assert all(len(line) <= 80 for line in text.split("\n\n")[0].splitlines())
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == report
     rows = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
     assert len(rows) == report["images"]
     assert Image.open(tmp_path / rows[-1]["file"]).size == (64, 64)
+    assert {len(row["seen"]["objects"]) for row in rows if row["task"] == "position"} == {2}
+    assert all(set(row) == {asked} for asked, row in report["confusion"]["colour"].items())
+
+
+def test_intervals_hold_their_shares_and_more_pictures_make_them_narrower() -> None:
+    def half_right(seed: int) -> Scene:
+        return drawn(wanted[seed], np.random.default_rng(seed)) if seed % 2 else any_scene(seed)
+
+    widths = []
+    for per_task in (2, 8):
+        wanted = {c.seed: c.scene for c in cases(per_task, 0, "dev")}
+        report = evaluate(
+            FakePipe(half_right), per_task=per_task, languages=("en",), calibration=0, heldout="dev", progress=False
+        )
+        intervals = report["intervals"]
+        for kind in ("tasks", "facets"):
+            assert intervals[kind].keys() == report[kind].keys()
+            for name, cell in report[kind].items():
+                for split, languages in cell.items():
+                    assert intervals[kind][name][split]["zh"] is None
+                    share, interval = languages["en"], intervals[kind][name][split]["en"]
+                    assert (share is None) == (interval is None)
+                    assert share is None or interval[0] <= share <= interval[1]
+        low, high = intervals["overall"]["seen"]["en"]
+        assert low < report["overall"]["seen"]["en"] < high
+        marks = [(round(per_task * report["tasks"][task]["seen"]["en"]), per_task) for task in MEAN_OF]
+        assert [low, high] == pytest.approx(of_mean(marks), abs=1e-4), "style is no part of the mean"
+        right, n = marks[3]
+        assert intervals["tasks"]["colours"]["seen"]["en"] == pytest.approx(of_share(right, n), abs=1e-4)
+        widths.append(high - low)
+    assert widths[1] < 0.7 * widths[0]
+
+
+def test_a_pipe_that_takes_one_colour_for_another_is_found_out(tmp_path: Path) -> None:
+    wanted = {c.seed: c.scene for c in cases(3, 0, "dev")}
+
+    def recoloured(seed: int) -> Scene:
+        scene = drawn(wanted[seed], np.random.default_rng(seed))
+        return replace(scene, objects=tuple(replace(o, colour="blue") for o in scene.objects))
+
+    report = evaluate(FakePipe(recoloured), per_task=3, calibration=0, heldout="dev", save=tmp_path, progress=False)
+    colours = report["confusion"]["colour"]
+    assert len(colours) > 3
+    assert {seen for row in colours.values() for seen in row} == {"blue"}
+    assert "-> blue (" in table(report)
+    with Image.open(tmp_path / "failures.png") as sheet:
+        assert sheet.width > 3 * 192
+    evaluate(perfect(1, "dev"), per_task=1, calibration=0, heldout="dev", save=tmp_path, progress=False)
+    assert not (tmp_path / "failures.png").exists(), "the sheet of an earlier evaluation"
 
 
 def test_a_pipe_that_draws_anything_scores_low() -> None:

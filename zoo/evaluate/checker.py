@@ -138,7 +138,7 @@ def _flaw(best: Fit) -> str | None:
 def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: Description) -> Verdict:
     """Whether a picture (or what was read in it) is what a description says. What is left open there is not judged."""
     reading = picture if isinstance(picture, Reading) else read(picture)
-    wanted = list(description.items) * (description.count if len(description.items) == 1 else 1)
+    wanted = wanted_items(description)
     facets: dict[str, bool] = {}
     reasons: list[str] = []
 
@@ -155,7 +155,7 @@ def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: De
     if description.background:
         right = reading.background == description.background
         check("background", right, f"background {reading.background} instead of {description.background}")
-    pairs = _assign(wanted, found)
+    pairs = assign(wanted, found)
     for item, thing in pairs:
         check("shape", thing.shape == item.shape, f"{thing.shape} instead of {item.shape}")
         if item.colour:
@@ -169,29 +169,36 @@ def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: De
         if description.face is not None:
             check("face", thing.face == description.face, f"{thing.shape} with{'' if thing.face else 'out'} a face")
     if description.relation:
-        right = len(pairs) == 2 and _lies(pairs[0][1], pairs[1][1], description.relation)
+        right = len(pairs) == 2 and lies(pairs[0][1], pairs[1][1], description.relation)
         check("relation", right, f"the first object is not {description.relation} the second")
     if not found:
         check("shape", False, "nothing to be seen")
     return Verdict(all(facets.values()), facets, tuple(reasons))
 
 
-def _assign(wanted: Sequence[Item], found: Sequence[Seen]) -> list[tuple[Item, Seen]]:
+def wanted_items(description: Description) -> list[Item]:
+    """Every item that a description asks for, as often as it does."""
+    return list(description.items) * (description.count if len(description.items) == 1 else 1)
+
+
+def likeness(item: Item, thing: Seen) -> int:
+    """How well an object fits an item: 0 to 3, the shape being twice the colour."""
+    return 2 * (item.shape == thing.shape) + (item.colour in (None, thing.colour))
+
+
+def assign(wanted: Sequence[Item], found: Sequence[Seen]) -> list[tuple[Item, Seen]]:
     """Each item with the object that is most like it; what is too many on either side is left over."""
-
-    def alike(pair: tuple[Item, Seen]) -> int:
-        item, thing = pair
-        return 2 * (item.shape == thing.shape) + (item.colour in (None, thing.colour))
-
     if len(wanted) == 1 or all(item == wanted[0] for item in wanted):
-        return list(zip(wanted, sorted(found, key=lambda thing: -alike((wanted[0], thing))), strict=False))
+        return list(zip(wanted, sorted(found, key=lambda thing: -likeness(wanted[0], thing)), strict=False))
     orders = permutations(found[:4], min(len(wanted), len(found)))
     return max(
-        ([*zip(wanted, order, strict=False)] for order in orders), key=lambda pairs: sum(map(alike, pairs)), default=[]
+        ([*zip(wanted, order, strict=False)] for order in orders),
+        key=lambda pairs: sum(likeness(*pair) for pair in pairs),
+        default=[],
     )
 
 
-def _lies(first: Seen, second: Seen, relation: str) -> bool:
+def lies(first: Seen, second: Seen, relation: str) -> bool:
     """Whether the first object lies to the second as the relation says, more so than in any other direction."""
     right, down = second.x - first.x, second.y - first.y
     towards = {"left of": right, "right of": -right, "above": down, "below": -down}

@@ -6,44 +6,43 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, TypedDict
-
-import numpy as np
-from PIL import Image
-from torch import Tensor
+from typing import Literal, TypeAlias, TypedDict, TypeVar
 
 from zoo.data.captions import Language
+from zoo.evaluate import confusion as confusions
 from zoo.evaluate.calibration import Report, calibrate
-from zoo.evaluate.checker import FACETS, Verdict, judge
-from zoo.evaluate.tasks import LANGUAGES, MEAN_OF, TASKS, Case, cases, read_cases
+from zoo.evaluate.checker import FACETS
+from zoo.evaluate.confusion import Confusion, confusion
+from zoo.evaluate.failures import failure_sheet, file_name
+from zoo.evaluate.intervals import of_mean, of_share
+from zoo.evaluate.judged import Judged, Pipe, draw_and_judge
+from zoo.evaluate.tasks import LANGUAGES, MEAN_OF, TASKS, cases, read_cases
 
 Cell: TypeAlias = "dict[str, dict[str, float | None]]"
+IntervalCell: TypeAlias = "dict[str, dict[str, list[float] | None]]"
 SPLITS = ("seen", "held_out")
+T = TypeVar("T")
 
 
-class Pictures(Protocol):
-    """What a pipeline returns: `tensor` [batch, 3, height, width] in [0, 1]."""
+class Intervals(TypedDict):
+    """The 95 % intervals [low, high] of the shares that `Scores` has under the same names."""
 
-    @property
-    def tensor(self) -> Tensor: ...
-
-
-class Pipe(Protocol):
-    """What is scored: a `zoo.Pipeline`, or anything that is called like one."""
-
-    def __call__(
-        self, prompts: Sequence[str], *, n: int, seed: Sequence[int], progress: bool, **settings: object
-    ) -> Pictures: ...
+    overall: IntervalCell
+    tasks: dict[str, IntervalCell]
+    facets: dict[str, IntervalCell]
 
 
 class Scores(TypedDict):
     """A cell is {"seen" | "held_out": {"en" | "zh": share of right pictures, None where none was asked for}}.
 
-    `overall` is the mean of the six tasks (of those that were asked for), style apart; `interval` half the width of its
-    95 % interval; `facets` the share right in each facet, over the pictures it was judged in.
+    `overall` is the mean of the six tasks (of those that were asked for), style apart; `facets` the share right in each
+    facet, over the pictures it was judged in; `intervals` how far all these can be trusted (`zoo.evaluate.intervals`;
+    those of facets are rather too wide: their pictures come from tasks in fixed numbers); `confusion` how often what
+    was asked was seen as what, {facet: {asked: {seen: count}}} (`zoo.evaluate.confusion`).
     """
 
     model: str
@@ -52,19 +51,11 @@ class Scores(TypedDict):
     checker: Report | None
     images: int
     seconds: float
-    interval: Cell
     facets: dict[str, Cell]
+    intervals: Intervals
+    confusion: Confusion
     heldout: str
     settings: dict[str, object]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One case with its verdict and its picture [3, height, width]."""
-
-    case: Case
-    verdict: Verdict
-    picture: Tensor
 
 
 def evaluate(
@@ -86,7 +77,7 @@ def evaluate(
     per_task: scenes for each task and split, one picture in each language, of the same scenes and seeds. heldout: which
     half of the held-out combinations: "dev" while developing, "test" once, when a model ships. prompts: a file of one's
     own prompts instead (see `zoo.evaluate.tasks.read_cases`). calibration: scenes on which the checker is measured too
-    (0: not). save: a folder for the pictures, verdicts.jsonl and failures.png. settings: sampler, steps, guidance and
+    (0: not). save: a folder for the report and the pictures (see `write`). settings: sampler, steps, guidance and
     whatever else the pipe's call takes.
 
     Raises:
@@ -100,87 +91,82 @@ def evaluate(
     started = time.perf_counter()
     asked = read_cases(prompts, seed) if prompts is not None else cases(per_task, seed, heldout, languages)
     judged = draw_and_judge(pipe, asked, batch, progress, settings)
-    if save is not None:
-        write(judged, Path(save))
-    tasks = {task: _cells([j for j in judged if j.case.task == task]) for task in dict.fromkeys(c.task for c in asked)}
-    overall, interval = _overall(judged)
-    return Scores(
+    tasks = {task: [j for j in judged if j.case.task == task] for task in dict.fromkeys(c.task for c in asked)}
+    counted = [j for j in judged if j.case.task in MEAN_OF or j.case.task not in TASKS]  # of one's own tasks, all
+    facets = [facet for facet in FACETS if any(facet in j.verdict.facets for j in judged)]
+    report = Scores(
         model=str(getattr(pipe, "name", type(pipe).__name__)),
-        overall=overall,
-        tasks=tasks,
+        overall=_cells(counted, _mean),
+        tasks={task: _cells(group, _share) for task, group in tasks.items()},
         checker=calibrate(calibration, seed) if calibration else None,
         images=len(judged),
         seconds=round(time.perf_counter() - started, 1),
-        interval=interval,
-        facets={facet: _cells(judged, facet) for facet in FACETS if any(facet in j.verdict.facets for j in judged)},
+        facets={facet: _cells(judged, partial(_share, facet=facet)) for facet in facets},
+        intervals=Intervals(
+            overall=_cells(counted, _mean_interval),
+            tasks={task: _cells(group, _interval) for task, group in tasks.items()},
+            facets={facet: _cells(judged, partial(_interval, facet=facet)) for facet in facets},
+        ),
+        confusion=confusion((j.case.scene, j.reading) for j in judged),
         heldout=heldout,
         settings=settings,
     )
+    if save is not None:
+        write(judged, report, Path(save))
+    return report
 
 
-def draw_and_judge(
-    pipe: Pipe, asked: Sequence[Case], batch: int = 16, progress: bool = True, settings: dict[str, object] | None = None
-) -> list[Judged]:
-    """Each case's picture, judged, in the order of the cases."""
-    from tqdm.auto import tqdm
-
-    judged = []
-    with tqdm(total=len(asked), disable=not progress, unit="image", leave=False) as bar:
-        for start in range(0, len(asked), batch):
-            part = asked[start : start + batch]
-            made = pipe([c.prompt for c in part], n=1, seed=[c.seed for c in part], progress=False, **(settings or {}))
-            pictures = made.tensor.detach().float().cpu()
-            if pictures.ndim != 4 or pictures.shape[:2] != (len(part), 3):
-                raise ValueError(
-                    f"the pipe returned pictures {list(pictures.shape)} for {len(part)} prompts; expected "
-                    f"[{len(part)}, 3, height, width]"
-                )
-            judged += [Judged(c, judge(p, c.scene), p) for c, p in zip(part, pictures, strict=True)]
-            bar.update(len(part))
-    return judged
-
-
-def _share(judged: Sequence[Judged], facet: str | None) -> float | None:
-    """The share that is right, in all that was said or in one facet; None where there is nothing to count."""
-    marks = [j.verdict.ok if facet is None else j.verdict.facets.get(facet) for j in judged]
-    counted = [mark for mark in marks if mark is not None]
-    return round(sum(counted) / len(counted), 4) if counted else None
-
-
-def _cells(judged: Sequence[Judged], facet: str | None = None) -> Cell:
+def _cells(judged: Sequence[Judged], value: Callable[[list[Judged]], T | None]) -> dict[str, dict[str, T | None]]:
+    """What `value` says of the pictures of each split and language."""
     groups: dict[tuple[str, str], list[Judged]] = defaultdict(list)
     for j in judged:
         groups[j.case.split, j.case.language].append(j)
-    return {split: {language: _share(groups[split, language], facet) for language in LANGUAGES} for split in SPLITS}
+    return {split: {language: value(groups[split, language]) for language in LANGUAGES} for split in SPLITS}
 
 
-def _overall(judged: Sequence[Judged]) -> tuple[Cell, Cell]:
-    """The mean of the tasks' shares and half the width of its 95 % interval; with one's own prompts all tasks count."""
-    counted = [t for t in dict.fromkeys(j.case.task for j in judged) if t in MEAN_OF or t not in TASKS]
-    overall: Cell = {split: {} for split in SPLITS}
-    interval: Cell = {split: {} for split in SPLITS}
-    for split in SPLITS:
-        for language in LANGUAGES:
-            groups = [
-                [j for j in judged if (j.case.task, j.case.split, j.case.language) == (task, split, language)]
-                for task in counted
-            ]
-            shares = [(sum(j.verdict.ok for j in group) / len(group), len(group)) for group in groups if group]
-            overall[split][language] = round(sum(p for p, _ in shares) / len(shares), 4) if shares else None
-            spread = math.sqrt(sum(p * (1 - p) / n for p, n in shares)) / max(1, len(shares))
-            interval[split][language] = round(1.96 * spread, 4) if shares else None
-    return overall, interval
+def _count(judged: Sequence[Judged], facet: str | None = None) -> tuple[int, int]:
+    """How many are right, in all that was said or in one facet, and of how many that was judged."""
+    marks = [j.verdict.ok if facet is None else j.verdict.facets.get(facet) for j in judged]
+    return sum(mark is True for mark in marks), sum(mark is not None for mark in marks)
 
 
-def write(judged: Sequence[Judged], folder: Path) -> None:
-    """The pictures as PNG, a line of JSON each in verdicts.jsonl, and those judged wrong on one sheet, failures.png."""
+def _share(judged: Sequence[Judged], facet: str | None = None) -> float | None:
+    right, n = _count(judged, facet)
+    return round(right / n, 4) if n else None
+
+
+def _interval(judged: Sequence[Judged], facet: str | None = None) -> list[float] | None:
+    right, n = _count(judged, facet)
+    return [round(end, 4) for end in of_share(right, n)] if n else None
+
+
+def _counts(judged: Sequence[Judged]) -> list[tuple[int, int]]:
+    """(right, of how many) for each task."""
+    tasks: dict[str, list[Judged]] = defaultdict(list)
+    for j in judged:
+        tasks[j.case.task].append(j)
+    return [_count(group) for group in tasks.values()]
+
+
+def _mean(judged: Sequence[Judged]) -> float | None:
+    shares = [right / n for right, n in _counts(judged)]
+    return round(sum(shares) / len(shares), 4) if shares else None
+
+
+def _mean_interval(judged: Sequence[Judged]) -> list[float] | None:
+    return [round(end, 4) for end in of_mean(_counts(judged))] if judged else None
+
+
+def write(judged: Sequence[Judged], report: Scores, folder: Path) -> None:
+    """Into a folder: report.json; the pictures as PNG, with a line of JSON each in verdicts.jsonl that tells what was
+    asked, seen and judged; and the worst of the wrong ones on one sheet, failures.png (none where all are right)."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     with (folder / "verdicts.jsonl").open("w", encoding="utf-8") as lines:
-        for number, j in enumerate(judged):
-            name = f"{number:05}.png"
-            Image.fromarray(_pixels(j.picture)).save(folder / name)
+        for index, j in enumerate(judged):
+            j.image().save(folder / file_name(index))
             row = {
-                "file": name,
+                "file": file_name(index),
                 "task": j.case.task,
                 "split": j.case.split,
                 "language": j.case.language,
@@ -190,41 +176,49 @@ def write(judged: Sequence[Judged], folder: Path) -> None:
                 "ok": j.verdict.ok,
                 "facets": j.verdict.facets,
                 "reasons": j.verdict.reasons,
+                "seen": asdict(j.reading),
             }
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-    wrong = [_pixels(j.picture) for j in judged if not j.verdict.ok]
-    if wrong:
-        height, width, _ = wrong[0].shape
-        columns = min(len(wrong), 20)
-        sheet = np.full((-(-len(wrong) // columns) * (height + 2), columns * (width + 2), 3), 255, np.uint8)
-        for index, picture in enumerate(wrong):
-            top, left = index // columns * (height + 2), index % columns * (width + 2)
-            sheet[top : top + height, left : left + width] = picture
-        Image.fromarray(sheet).save(folder / "failures.png")
-
-
-def _pixels(picture: Tensor) -> np.ndarray:
-    return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    sheet = failure_sheet(judged, report["model"])
+    if sheet is None:
+        (folder / "failures.png").unlink(missing_ok=True)  # an earlier evaluation's
+    else:
+        sheet.save(folder / "failures.png")
 
 
 def table(report: Scores) -> str:
-    """A report as text: a row a task, a column a split and language, in per cent."""
+    """A report as text, in 80 columns but for the confusions: a row a task, a column a split and language, in per cent.
 
-    def row(title: str, cell: Cell, after: str = "") -> str:
-        values = [cell[split][language] for split in SPLITS for language in LANGUAGES]
-        return f"{title:24}" + "".join(f"{'-':>14}" if v is None else f"{100 * v:>13.1f}%" for v in values) + after
+    Behind each share stands its 95 % interval, its ends rounded outwards.
+    """
 
+    def row(title: str, cell: Cell, intervals: IntervalCell) -> str:
+        columns = [(split, language) for split in SPLITS for language in LANGUAGES]
+        return f"{title:20}" + "".join(f"{_percent(cell[s][k], intervals[s][k]):>15}" for s, k in columns)
+
+    intervals = report["intervals"]
     lines = [
         f"{report['model']}: {report['images']} images, {report['seconds']:.0f} s, held-out half: {report['heldout']}",
-        f"{'':24}" + "".join(f"{s.replace('_', '-') + ' ' + language:>14}" for s in SPLITS for language in LANGUAGES),
-        *(row(task, cell) for task, cell in report["tasks"].items()),
-        row("overall", report["overall"]),
-        row("  95 % interval, +-", report["interval"]),
+        f"{'% (95 % interval)':20}"
+        + "".join(f"{s.replace('_', '-') + ' ' + language:>15}" for s in SPLITS for language in LANGUAGES),
+        *(row(task, cell, intervals["tasks"][task]) for task, cell in report["tasks"].items()),
+        row("overall", report["overall"], intervals["overall"]),
+        "",
+        f"{'facet':<12}{'not as asked':>12}  most frequent confusions (asked -> seen)",
+        confusions.table(report["confusion"]),
     ]
     if report["checker"]:
         true, changed = report["checker"]["true"], report["checker"]["changed"]
-        lines.append(
+        lines += [
+            "",
             f"checker: yes to {100 * min(true.values()):.1f} % of true descriptions and to "
-            f"{100 * max(part['all'] for part in changed.values()):.2f} % of changed ones, at worst"
-        )
+            f"{100 * max(part['all'] for part in changed.values()):.2f} % of changed ones, at worst",
+        ]
     return "\n".join(lines)
+
+
+def _percent(share: float | None, interval: list[float] | None) -> str:
+    if share is None or interval is None:
+        return "-"
+    low, high = interval
+    return f"{100 * share:.1f} ({math.floor(100 * low)}-{math.ceil(100 * high)})"
