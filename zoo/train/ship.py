@@ -12,14 +12,14 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from zoo import config as configs
 from zoo import model_card, weights
-from zoo.config import Defaults, ModelConfig
+from zoo.config import Defaults, ModelConfig, PartConfig
 from zoo.loading import load
 from zoo.pipeline import Pipeline
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
@@ -33,16 +33,20 @@ SAMPLES = "samples.png"
 
 
 class ShipRecipe(BaseModel):
-    """What a shipped Stable Diffusion is made of, and what its card says."""
+    """What a shipped Stable Diffusion is made of, and what its card says.
+
+    Text encoder and decoder are its own, from `clip` and `vae`, or those of the model `base`, whose files it shares.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     summary: str
-    clip: Path  # exported by `zoo train recipes/clip.toml`
-    clip_name: str  # the folder beside the model's that both towers are shipped in
-    vae: Path
-    unet: Path
+    unet: Path  # exported by `zoo train recipes/unet.toml`, or by a distillation
+    base: str | None = None  # a shipped model beside it
+    clip: Path | None = None  # exported by `zoo train recipes/clip.toml`
+    clip_name: str | None = None  # the folder beside the model's that both towers are shipped in
+    vae: Path | None = None
     layer: int = -2
     heldout: Literal["dev", "test"] = "test"  # half of the held-out combinations that it is scored on
     per_task: int = 100
@@ -55,20 +59,22 @@ class ShipRecipe(BaseModel):
     examples: tuple[str, ...] = ()
     notes: dict[str, str] = {}
 
+    @model_validator(mode="after")
+    def _own_or_shared(self) -> Self:
+        own = [part is not None for part in (self.clip, self.clip_name, self.vae)]
+        if any(own) if self.base else not all(own):
+            raise ValueError("say where text encoder and decoder come from: base, or all of clip, clip_name and vae")
+        return self
+
 
 def assemble(recipe: ShipRecipe) -> Path:
-    """Write the CLIP folder and the model folder, tensors in half precision; returns the model's."""
-    folder, clip = recipe.out / recipe.name, recipe.out / recipe.clip_name
+    """Write the model folder, tensors in half precision, and a CLIP folder if it has its own; returns the model's."""
+    folder = recipe.out / recipe.name
     recipe.out.mkdir(parents=True, exist_ok=True)
-    with replacing(clip) as temporary:
-        for name in CLIP_FILES:
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(recipe.clip / name, temporary / name)
-    vae = VaeDecoder(load_vae(recipe.vae))
     arguments: dict[str, Any] = json.loads((recipe.unet / "config.json").read_text("utf-8"))
     generator = LatentGenerator.load(recipe.unet, arguments)
     folder.mkdir(exist_ok=True)
-    text = weights.share_part(folder, clip, "clip-text", {"layer": recipe.layer}, CLIP_FILES)
+    text, decoder = _own(recipe, folder) if recipe.base is None else _shared(recipe.out / recipe.base)
     config = ModelConfig.model_validate(
         {
             "name": recipe.name,
@@ -77,7 +83,7 @@ def assemble(recipe: ShipRecipe) -> Path:
             "resolution": recipe.resolution,
             "text_encoder": text,
             "generator": weights.save_part(folder, generator, dtype=torch.float16),
-            "decoder": weights.save_part(folder, vae, dtype=torch.float16),
+            "decoder": decoder,
             "defaults": recipe.defaults,
             "languages": recipe.languages,
             "papers": recipe.papers,
@@ -91,12 +97,37 @@ def assemble(recipe: ShipRecipe) -> Path:
     return folder
 
 
+def _own(recipe: ShipRecipe, folder: Path) -> tuple[PartConfig, PartConfig]:
+    """Text encoder and decoder, written: both towers of the CLIP beside the model, the VAE in its folder."""
+    assert recipe.clip is not None  # so the recipe promises
+    assert recipe.clip_name is not None
+    assert recipe.vae is not None
+    clip = recipe.out / recipe.clip_name
+    with replacing(clip) as temporary:
+        for name in CLIP_FILES:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(recipe.clip / name, temporary / name)
+    text = weights.share_part(folder, clip, "clip-text", {"layer": recipe.layer}, CLIP_FILES)
+    return text, weights.save_part(folder, VaeDecoder(load_vae(recipe.vae)), dtype=torch.float16)
+
+
+def _shared(base: Path) -> tuple[PartConfig, PartConfig]:
+    """Text encoder and decoder of a shipped model, whose files they stay."""
+    config = configs.read(base)
+    text, decoder = (
+        part.model_copy(update={"shared": part.shared or base.name}) for part in (config.text_encoder, config.decoder)
+    )
+    return text, decoder
+
+
 def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
     """What each part's run says of itself: steps, images seen, minutes."""
-    said: dict[str, JsonValue] = {}
+    said: dict[str, JsonValue] = {} if recipe.base is None else dict(configs.read(recipe.out / recipe.base).training)
     for part, folder in (("clip", recipe.clip), ("vae", recipe.vae), ("unet", recipe.unet)):
-        run = json.loads((folder / "training.json").read_text("utf-8"))
-        said[part] = {key: run[key] for key in ("step", "images", "minutes")}
+        if folder is not None:
+            run = json.loads((folder / "training.json").read_text("utf-8"))
+            name = run.get("recipe", {}).get("part", part)  # a U-Net may come from another kind of training
+            said[name] = {key: run[key] for key in ("step", "images", "minutes")}
     return said
 
 
@@ -126,7 +157,7 @@ def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) ->
         )
     if "psnr" in what:
         found["psnr"] = round(reconstruction_psnr(lambda images: _through(decoder.vae, images)), 2)
-    if "clip_gates" in what:
+    if "clip_gates" in what and recipe.clip_name is not None:
         found["clip_gates"] = json.loads(json.dumps(report(str(folder.parent / recipe.clip_name))))
     if "parameters" in what:
         found["parameters"] = parameters(pipe)

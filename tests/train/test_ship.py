@@ -1,0 +1,74 @@
+"""A distilled U-Net ships as a model that shares the rest with its teacher's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+import zoo
+from zoo import config as configs
+from zoo.stable_diffusion.parts import LatentGenerator
+from zoo.stable_diffusion.unet import UNet
+from zoo.train.lcm import load_teacher
+from zoo.train.recipe import read_toml
+from zoo.train.ship import ShipRecipe, assemble
+
+ROOT = Path(__file__).parents[2]
+RUN = {"recipe": {"part": "lcm"}, "step": 7, "images": 224, "minutes": 0.5}
+
+
+@pytest.fixture
+def recipe(tiny_models: Path, tmp_path: Path) -> ShipRecipe:
+    """A shelf with the model tiny, and its U-Net as a distillation exports it."""
+    shelf, run = tmp_path / "shelf", tmp_path / "run"
+    shutil.copytree(tiny_models / "tiny", shelf / "tiny")
+    teacher = load_teacher(shelf / "tiny")
+    unet = teacher.config.unet.model_copy(update={"guidance_width": 16})
+    network = UNet(unet)
+    assert network.guidance is not None
+    told = {"guidance.project.weight": torch.randn(network.guidance.project.weight.shape)}
+    network.load_state_dict(teacher.denoiser.network.state_dict() | told)
+    config = teacher.config.model_copy(update={"unet": unet, "guidance_range": (1.0, 7.0)})
+    arguments, _ = LatentGenerator.of(network, config).save(run, torch.float16)
+    (run / "config.json").write_text(json.dumps(arguments), "utf-8")
+    (run / "training.json").write_text(json.dumps(RUN), "utf-8")
+    said = {"name": "fast", "summary": "Few steps.", "base": "tiny", "unet": run, "out": shelf, "resolution": (32, 32)}
+    lcm = {"steps": 4, "sampler": "lcm", "spacing": "lcm", "guidance": 4.0}
+    return ShipRecipe.model_validate(said | {"defaults": lcm})
+
+
+def test_only_the_unet_is_new(recipe: ShipRecipe) -> None:
+    folder = assemble(recipe)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"config.json", "README.md", "unet/model.safetensors"}
+    config = configs.read(folder)
+    assert (config.text_encoder.shared, config.generator.shared, config.decoder.shared) == ("tiny", None, "tiny")
+    assert config.training["lcm"] == {"step": 7, "images": 224, "minutes": 0.5}
+
+
+def test_it_draws_with_its_own_defaults(recipe: ShipRecipe) -> None:
+    pipe, steps = zoo.load(assemble(recipe), device="cpu"), list[int]()
+    drawn = pipe("a red star", n=2, progress=False, callback=lambda stage, step: steps.append(step.index))
+    assert steps == [0, 1, 2, 3]
+    more = pipe("a red star", n=2, guidance=6.0, progress=False)
+    assert (drawn.tensor - more.tensor).abs().max() > 0.01
+    with pytest.raises(ValueError, match="guidance from 1 to 7, got 9"):
+        pipe("a red star", n=1, guidance=9.0, progress=False)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-small", "stable-diffusion-small-lcm"])
+def test_the_projects_recipes_are_recipes(name: str) -> None:
+    recipe = ShipRecipe.model_validate(read_toml(ROOT / "recipes" / f"{name}.toml"))
+    assert recipe.name == name
+    assert all((ROOT / path).is_file() for path in recipe.recipes)
+
+
+@pytest.mark.parametrize("change", [{"base": None}, {"clip_name": "clip-small"}, {"vae": "runs/vae/final"}])
+def test_parts_are_its_own_or_shared(recipe: ShipRecipe, change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="base, or all of clip, clip_name and vae"):
+        ShipRecipe.model_validate(recipe.model_dump() | change)
