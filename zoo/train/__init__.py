@@ -23,6 +23,7 @@ PARTS = {
     "vae": "zoo.train.vae:VaeTask",
     "clip": "zoo.train.clip:ClipTask",
     "unet": "zoo.train.unet:UNetTask",
+    "map": "zoo.train.map:MapTask",
     "lcm": "zoo.train.lcm:LcmTask",
 }
 TOKENIZER = "tokenizer"  # a part that is counted, not trained by gradients

@@ -78,12 +78,14 @@ def scenes(data: SceneData) -> Scenes:
     return Scenes(folder)
 
 
-def filled(folder: Path, shape: tuple[int, ...], chunks: Iterable[Array], *, what: str) -> Array:
-    """The float16 array of `shape` in a cache folder, as a memory map; made of `chunks` of rows if it is not there."""
+def filled(
+    folder: Path, shape: tuple[int, ...], chunks: Iterable[Array], *, what: str, dtype: type[np.generic] = np.float16
+) -> Array:
+    """The array of `shape` in a cache folder, as a memory map; made of `chunks` of rows if it is not there."""
     if not folder.is_dir():
         with replacing(folder) as temporary, tqdm(total=shape[0], desc=what, mininterval=2) as bar:
             temporary.mkdir(parents=True)
-            array = np.lib.format.open_memmap(temporary / "array.npy", "w+", np.float16, shape)
+            array = np.lib.format.open_memmap(temporary / "array.npy", "w+", dtype, shape)
             row = 0
             for chunk in chunks:
                 array[row : row + len(chunk)] = chunk

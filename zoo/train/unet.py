@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -82,6 +82,8 @@ LatentRecipeT = TypeVar("LatentRecipeT", bound=LatentRecipe)
 class LatentTask(Task[LatentRecipeT]):
     """Batches of latents and text tokens; the trained model is a `Denoiser` of a U-Net of the shape `unet`."""
 
+    classes: ClassVar[tuple[str, ...]] = ()  # of a semantic map that joins the latents
+
     def __init__(self, recipe: LatentRecipeT, device: torch.device, unet: UNetConfig) -> None:
         super().__init__(recipe, device)
         self.unet = unet
@@ -111,7 +113,10 @@ class LatentTask(Task[LatentRecipeT]):
         model.get_submodule("network").compile()
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
-        rows = rng.integers(len(self.latents), size=self.recipe.batch)
+        return self.rows(rng.integers(len(self.latents), size=self.recipe.batch), rng)
+
+    def rows(self, rows: Array, rng: np.random.Generator) -> Batch:
+        """The batch of these scenes, each with one of its captions."""
         which = rows * self.recipe.captions + rng.integers(self.recipe.captions, size=self.recipe.batch)
         return {
             "latents": torch.from_numpy(picked(self.latents, rows)),
@@ -140,9 +145,9 @@ class LatentTask(Task[LatentRecipeT]):
                 right.setdefault(f"{case.split}_{case.language}", []).append(judge(picture, case.scene).ok)
         return grid(shown, columns=8), {name: sum(oks) / len(oks) for name, oks in right.items()}
 
-    def _draw(self, denoiser: Denoiser, tokens: Tensor, seeds: list[int]) -> Tensor:
+    def _draw(self, denoiser: Denoiser, tokens: Tensor, seeds: list[int], concat: Tensor | None = None) -> Tensor:
         """Guided pictures [batch, 3, height, width] in [-1, 1] of encoded prompts [batch, length, width]."""
-        text, empty = Conditioning(tokens=tokens), Conditioning(tokens=self.null.expand_as(tokens))
+        text, empty = Conditioning(tokens=tokens, concat=concat), Conditioning(tokens=self.null.expand_as(tokens))
         shape = (len(tokens), *self.latents.shape[1:])
         made = sample(denoiser, text, empty, ImageNoise(seeds), self.sampling, shape)
         return self.vae.decode(self.vae.from_diffusion(made))
@@ -160,6 +165,7 @@ class LatentTask(Task[LatentRecipeT]):
             resolution=(size, size),
             prediction=denoiser.prediction,
             guidance_range=denoiser.guidance_range,
+            classes=self.classes,
         )
         generator = LatentGenerator.of(network, config)
         arguments, _ = generator.save(folder, torch.float16)
@@ -207,7 +213,7 @@ class UNetTask(LatentTask[UNetRecipe]):
     def _check(self) -> None:
         z, width = self.vae.config.latent_channels, self.text.produces.width
         for key, value, wanted in (
-            ("model.in_channels", self.unet.in_channels, z),
+            ("model.in_channels", self.unet.in_channels, z + len(self.classes)),
             ("model.out_channels", self.unet.out_channels, z),
             ("model.context_width", self.unet.context_width, width),
         ):
