@@ -45,8 +45,8 @@ def table(matrices: Confusion, most: int = 3) -> str:
 def _findings(asked: Description, reading: Reading) -> Iterator[tuple[str, str, str]]:
     """(facet, asked, seen) for all that a description says."""
     pairs = _pairs(asked, reading)
-    for thing in reading.objects:
-        yield "whole", "whole", thing.flaw or "whole"
+    for found in reading.objects:
+        yield "whole", "whole", found.flaw or "whole"
     if reading.strays:
         yield "whole", "whole", STRAY
     yield "count", str(len(pairs)), str(len(reading.objects))

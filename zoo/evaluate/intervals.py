@@ -19,7 +19,8 @@ def of_share(right: float, n: float) -> Interval:
     It is right for few pictures and for shares near 0 and 1, where the usual p +- 1.96 s is far too narrow (Brown, Cai
     and DasGupta 2001, Statistical Science 16:101-133, who recommend it). It holds for independent pictures, and those
     of one task, split and language are: each has a scene drawn by itself and a seed of its own. The English and the
-    Chinese picture of a scene share both, so shares of the two languages must not be pooled under it.
+    Chinese picture of a scene share both, so shares of the two languages must not be pooled under it. With prompts of
+    one's own it tells of the same prompts drawn from other seeds, and is rather too wide where prompts differ.
 
     Raises:
         ValueError: `n` is not above 0, or `right` is not between 0 and `n`.
@@ -40,7 +41,7 @@ def of_mean(tasks: Sequence[tuple[int, int]]) -> Interval:
     and Graubard 1998, Survey Methodology 24:193-201; for the score interval Franco et al. 2019, J. Surv. Stat.
     Methodol. 7:334-364). A task that is all right or all wrong would count as one that never varies; therefore each p
     is first drawn towards the mean by `SHRINK` pictures. Simulated for six tasks it covers the truth in 93 to 100 % of
-    reports of 4, 16 and 100 pictures a task, where mean +- 1.96 s falls to 21 % (tests/evaluate/test_intervals.py).
+    reports of 4, 16 and 100 pictures a task (tests/evaluate/test_intervals.py), where mean +- 1.96 s falls to 21 %.
 
     Raises:
         ValueError: no tasks, or one that `of_share` refuses.
