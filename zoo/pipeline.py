@@ -50,6 +50,14 @@ class Shaped(Protocol):
 
 
 @runtime_checkable
+class Negatable(Protocol):
+    """A generator that says whether a negative prompt changes what it makes; others are taken to heed it."""
+
+    @property
+    def heeds_negative(self) -> bool: ...
+
+
+@runtime_checkable
 class Mapped(Protocol):
     """A generator that can be told what goes where; `classes` names the numbers in a layout, none if it takes none."""
 
@@ -140,6 +148,10 @@ class Pipeline:
         seeds = as_seeds(seed, n, len(asked))
         count, owner = len(seeds), torch.arange(len(asked)).repeat_interleave(len(seeds) // len(asked))
         against = as_negatives(negative, len(asked))
+        if any(against) and isinstance(self.generator, Negatable) and not self.generator.heeds_negative:
+            raise ValueError(
+                f"{self.name} was distilled to lead away from no text and takes no negative prompt: leave out negative="
+            )
         sampling = self._sampling(
             steps=steps,
             sampler=sampler,

@@ -59,6 +59,9 @@ def test_it_draws_with_its_own_defaults(recipe: ShipRecipe) -> None:
     assert (drawn.tensor - more.tensor).abs().max() > 0.01
     with pytest.raises(ValueError, match="guidance from 1 to 7, got 9"):
         pipe("a red star", n=1, guidance=9.0, progress=False)
+    with pytest.raises(ValueError, match="fast was distilled .* leave out negative"):
+        pipe("a red star", n=1, negative="a blue star", progress=False)
+    assert pipe("a red star", n=2, negative="", progress=False).tensor.equal(drawn.tensor)
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion-small", "stable-diffusion-small-lcm"])

@@ -113,6 +113,11 @@ class LatentGenerator(nn.Module):
         return self.config.classes
 
     @property
+    def heeds_negative(self) -> bool:
+        """Whether sampling is led away from `null`; a network that takes guidance as an input has that built in."""
+        return self.config.guidance_range is None
+
+    @property
     def produces(self) -> RepresentationSpec:
         shape = (self.config.unet.out_channels, None, None)
         return RepresentationSpec("latent", shape, self.config.latent_space)
