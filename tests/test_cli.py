@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from zoo import cli
@@ -142,3 +143,34 @@ def test_evaluate_calibrates_the_checker(run: Run) -> None:
     status, _, err = run("evaluate", "--calibrate", "--scenes", "0")
     assert status == 2
     assert "at least 1 scene" in err
+
+
+def test_evaluate_scores_edits_and_maps(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def editing(pipe: object, **settings: object) -> tuple[dict[str, object], list[object]]:
+        asked.append(settings)
+        shares = {"changed": 0.5, "kept": 0.75, "both": 0.25}
+        return {"img2img": {"shape": {"0.6": shares}}, "inpainting": {}, "images": 8, "seconds": 1.0}, []
+
+    monkeypatch.setattr("zoo.evaluate.editing.evaluate", editing)
+    monkeypatch.setattr("zoo.evaluate.editing.sheet_rows", lambda made: [("a star", torch.zeros(3, 64, 64))])
+    save = tmp_path / "sheets"
+    options = ["--editing", "--per-task", "3", "--steps", "2", "--device", "cpu"]
+    status, out, err = run("evaluate", "wide", *options, "--save", str(save))
+    assert status == 0, err
+    assert "img2img, shape, strength 0.6" in out
+    assert asked[0] == {"n": 3, "seed": 0, "steps": 2, "progress": False}
+    assert (save / "editing.png").is_file()
+    status, out, _ = run("evaluate", "wide", *options, "--json")
+    assert json.loads(out)["editing"]["images"] == 8
+    status, _, err = run("evaluate", "wide", "--maps", "--per-task", "1", "--device", "cpu")
+    assert status == 2
+    assert "wide takes no layout" in err
+
+
+def test_generate_with_a_layout_a_model_cannot_take(run: Run, tmp_path: Path) -> None:
+    Image.new("L", (32, 32)).save(tmp_path / "map.png")
+    status, _, err = run("generate", "a star", "-m", "tiny", "--layout", str(tmp_path / "map.png"), "--device", "cpu")
+    assert status == 2
+    assert "tiny takes no layout" in err

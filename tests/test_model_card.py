@@ -28,6 +28,38 @@ def test_scores_are_followed_by_their_intervals() -> None:
     assert any("In brackets: the 95 % interval." in line for line in lines)
 
 
+def test_edits_have_a_curve_over_strengths_and_inpainting_beside_it() -> None:
+    one, two = {"changed": 0.25, "kept": 1.0, "both": 0.125}, {"changed": 1.0, "kept": 0.5, "both": 0.375}
+    painted = {"changed": 0.75, "kept": 0.875, "both": 0.625, "outside": 0.0, "seam": 2.5}
+    edited = {
+        "img2img": {change: {"0.4": one, "0.8": two} for change in ("colour", "shape")},
+        "inpainting": dict.fromkeys(("colour", "shape"), painted),
+        "scenes": 96,
+        "images": 144,
+        "seconds": 9.0,
+    }
+    lines = result_lines(editing=edited)
+    assert "| asked for |  | strength 0.4 | strength 0.8 | inpainting |" in lines
+    assert "| another colour | changed as asked | 0.25 | 1 | 0.75 |" in lines
+    assert "| another shape | both | 0.125 | 0.375 | 0.625 |" in lines
+    assert any("24 scenes each" in line and "differ by 0.00 of 255" in line for line in lines)
+    assert any("(editing.png)" in line for line in lines)
+
+
+def test_maps_are_shown_with_and_without() -> None:
+    shares = {"object cells": 0.95, "background cells": 0.97, "objects": 0.8, "prompt": 0.7}
+    less = {name: share / 2 for name, share in shares.items()}
+    kept = {split: {"with": shares, "without": less} for split in ("seen", "held_out")}
+    lines = result_lines(maps={"kept": kept, "scenes": 96, "images": 192, "seconds": 9.0})
+    assert "| share | seen, with map | seen, without map | held out, with map | held out, without map |" in lines
+    assert "| cells painted as an object that show one | 0.95 | 0.475 | 0.95 | 0.475 |" in lines
+    assert any("(maps.png)" in line for line in lines)
+
+
+def result_lines(**results: Any) -> list[str]:
+    return model_card.render(configs.read(SHIPPED).model_copy(update={"results": results})).splitlines()
+
+
 def test_older_evaluations_have_none() -> None:
     lines = card()
     assert "| counting | 0.5 | 1 | 0.25 | – |" in lines

@@ -70,6 +70,7 @@ def generate(
     image: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
     mask: Annotated[Path | None, typer.Option(help="With --image: make anew where this picture is white.")] = None,
     strength: Annotated[float | None, typer.Option(help="With --image: how much is made anew, 0 to 1.")] = None,
+    layout: Annotated[Path | None, typer.Option(help="A painted map of class numbers, if the model takes one.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNGs and the contact sheet.")] = Path(
         "outputs"
     ),
@@ -100,6 +101,7 @@ def generate(
         image=_picture(image),
         mask=_picture(mask),
         strength=strength,
+        layout=_picture(layout),
         progress=not quiet and sys.stderr.isatty(),
     )
     for path in result.save(out):
@@ -135,6 +137,8 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model's name, folder or hub id.")] = MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSON lines of prompt, scene, task.")] = None,
+    editing: Annotated[bool, typer.Option("--editing", help="Score img2img and inpainting instead.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Score painted maps, if the model takes them.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure the checker itself; no model.")] = False,
     scenes: Annotated[int, typer.Option(help="With --calibrate: scenes in each condition.")] = 300,
     per_task: Annotated[int, typer.Option(help="Scenes for each task and split.")] = 100,
@@ -155,6 +159,7 @@ def evaluate(
     zoo evaluate stable-diffusion-small
     zoo evaluate stable-diffusion-small --json --per-task 20 --heldout dev
     zoo evaluate stable-diffusion-small --prompts mine.jsonl --save judged
+    zoo evaluate stable-diffusion-small --editing --per-task 24
     zoo evaluate --calibrate
     """
     if calibrate:
@@ -167,6 +172,10 @@ def evaluate(
     from zoo.evaluate import run
 
     asked: dict[str, Any] = {"steps": steps, "sampler": sampler, "guidance": guidance}
+    if editing or maps:
+        how = {name: value for name, value in asked.items() if value is not None}
+        _score_inputs(pipeline, {"editing": editing, "maps": maps}, as_json, save, {"n": per_task, "seed": seed, **how})
+        return
     report = run.evaluate(
         cast(run.Pipe, pipeline),  # which takes more settings than a Pipe must
         per_task=per_task,
@@ -189,6 +198,26 @@ def main() -> None:
         app(prog_name="zoo")
     except (ValueError, OSError) as error:
         _fail(error, 2)
+
+
+def _score_inputs(
+    pipeline: Pipeline, wanted: dict[str, bool], as_json: bool, save: Path | None, settings: dict[str, Any]
+) -> None:
+    """Scores of what pictures and maps given to a model come to, and with `save` a sheet of each."""
+    from zoo.evaluate import editing, maps
+    from zoo.sheet import tensor_sheet
+
+    found: dict[str, Any] = {}
+    for name, scored in (("editing", editing), ("maps", maps)):
+        if wanted[name]:
+            found[name], made = scored.evaluate(cast(Any, pipeline), **settings, progress=sys.stderr.isatty())
+            if save is not None:
+                save.mkdir(parents=True, exist_ok=True)
+                tensor_sheet(scored.sheet_rows(made)).save(save / f"{name}.png")
+            if not as_json:
+                typer.echo(scored.table(found[name]))
+    if as_json:
+        typer.echo(json.dumps(found))
 
 
 def _load(model: str, device: str) -> Pipeline:

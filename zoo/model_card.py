@@ -123,6 +123,10 @@ def _results(config: ModelConfig) -> str:
             + (" In brackets: the 95 % interval." if "intervals" in evaluated else "")
         )
         sections.append(scores(config))
+    if "editing" in results:
+        sections.append(_editing(results["editing"]))
+    if "maps" in results:
+        sections.append(_maps(results["maps"]))
     measures = [
         ("reconstruction by the VAE on fresh scenes, PSNR in dB", results.get("psnr")),
         ("seconds a picture, warm, on the machine that measured", results.get("seconds_per_image")),
@@ -130,10 +134,53 @@ def _results(config: ModelConfig) -> str:
     if gates := results.get("clip_gates"):
         for kind in ("text", "image"):
             measures += [(f"read from the {kind} features: {facet}", value) for facet, value in gates[kind].items()]
-    told = {"evaluation", "psnr", "seconds_per_image", "clip_gates", "parameters"}
+    told = {"evaluation", "psnr", "seconds_per_image", "clip_gates", "parameters", "editing", "maps"}
     measures += _flat({name: value for name, value in results.items() if name not in told})
     sections.append(table(("measure", "value"), [row for row in measures if row[1] is not None]))
     return "\n\n".join(sections)
+
+
+def _editing(found: Any) -> str:
+    """What the curve over strengths and inpainting scored, and the pictures of them."""
+    curves, inpainting = found["img2img"], found["inpainting"]
+    strengths = list(next(iter(curves.values())))
+    said = {"changed": "changed as asked", "kept": "kept", "both": "both"}
+    rows = [
+        (f"another {change}", text, *(curve[s][key] for s in strengths), inpainting[change][key])
+        for change, curve in curves.items()
+        for key, text in said.items()
+    ]
+    outside = max(shares["outside"] for shares in inpainting.values())
+    seam = max(shares["seam"] for shares in inpainting.values())
+    scenes = found["scenes"] // (2 * len(curves))
+    return (
+        "### Editing\n\n"
+        "![Rows of a given picture and what was made of it](editing.png)\n\n"
+        "From a drawn scene of one object to the same with another colour or shape (`image=`, by strength; *kept*: "
+        "the object's place and size), and one of two objects replaced (`mask=`; *kept*: the other object). Shares of "
+        f"{scenes} scenes each, judged by the checker; strength 1, which keeps nothing, is there to compare. "
+        f"Outside the mask pixels differ by {outside:.2f} of 255 levels, and its border shows as a step of {seam:.1f}."
+        "\n\n" + table(("asked for", "", *(f"strength {s}" for s in strengths), "inpainting"), rows)
+    )
+
+
+def _maps(found: Any) -> str:
+    """How much of painted maps pictures keep, and pictures of them."""
+    columns = [(split, how) for split in SPLITS for how in ("with", "without")]
+    said = {
+        "object cells": "cells painted as an object that show one",
+        "background cells": "cells left empty that are empty",
+        "objects": "painted objects seen as themselves, in their place",
+        "prompt": "pictures that are all that the prompt says",
+    }
+    rows = [(text, *(found["kept"][split][how][key] for split, how in columns)) for key, text in said.items()]
+    return (
+        "### Painted maps\n\n"
+        "![Rows of a painted map and its picture](maps.png)\n\n"
+        f"Maps of {found['scenes'] // 2} scenes each, painted in 64x64 pixels and counted in 16x16 cells; the same "
+        "prompts without their map show what is owed to it. *Held out*: the dev half.\n\n"
+        + table(("share", *(f"{SPLITS[split]}, {how} map" for split, how in columns)), rows)
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CELL = 160  # smallest picture side on a sheet
 GAP = 8
@@ -49,6 +53,13 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], column
             enlarged = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
             sheet.paste(enlarged, (GAP + column * (width + GAP), top + LINE))
     return sheet
+
+
+def tensor_sheet(rows: Iterable[tuple[str, Tensor]]) -> Image.Image:
+    """A contact sheet of captioned pictures [3, height, width] in [0, 1]."""
+    captions, pictures = zip(*rows, strict=True)
+    pixels = [(picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous() for picture in pictures]
+    return contact_sheet([Image.fromarray(picture.numpy()) for picture in pixels], captions)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from zoo.data.draw import footprints, render
 from zoo.data.scenes import COLOURS, INDISTINCT, SHAPES, Description, Placed, Scene, is_heldout, random_scene
 from zoo.evaluate.checker import Reading, Seen, judge, read
-from zoo.evaluate.run import Pipe
+from zoo.evaluate.judged import Pipe
 from zoo.evaluate.tasks import LANGUAGES, phrase
 
 Change: TypeAlias = Literal["colour", "shape"]

@@ -7,7 +7,7 @@ sketch encloses belongs to it. The same prompts without their maps show what is 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from zoo.data.maps import draw_map
+from zoo.data.maps import as_picture, draw_map
 from zoo.data.scenes import Scene, random_scene
 from zoo.evaluate.checker import judge, read
 from zoo.evaluate.editing import stayed
 from zoo.evaluate.foreground import FAINT, SIDE, as_pixels, distance_from, find_background
-from zoo.evaluate.run import Pipe
+from zoo.evaluate.judged import Pipe
 from zoo.evaluate.tasks import LANGUAGES, phrase
 
 Split: TypeAlias = Literal["train", "dev"]
@@ -141,6 +141,26 @@ def cells_kept(picture: Tensor, layout: NDArray[np.uint8]) -> tuple[float, float
     objects = (covered >= share / 2)[share >= 0.5]
     background = (_per_cell(there) < 0.5)[share == 0]
     return float(objects.mean()) if objects.size else 1.0, float(background.mean()) if background.size else 1.0
+
+
+def sheet_rows(kept: Sequence[Kept], rows: int = 6) -> Iterator[tuple[str, Tensor]]:
+    """Captioned pictures for a contact sheet: maps in their classes' colours and what was made, of English prompts."""
+    shown = [one for one in kept if one.asked.prompt.isascii()][:rows]
+    for one in shown:
+        colours = np.array(as_picture(one.asked.layout.numpy()).convert("RGB"))
+        yield one.asked.prompt, torch.from_numpy(colours).permute(2, 0, 1).float() / 255
+        yield one.asked.prompt, one.picture
+
+
+def table(report: Maps) -> str:
+    """A report as text, in per cent."""
+    columns = [(split, how) for split in SPLITS for how in ("with", "without")]
+    head = "".join(f"{split.replace('_', '-') + ' ' + how:>20}" for split, how in columns)
+    rows = [
+        f"{name:24}" + "".join(f"{100 * report['kept'][split][how][name]:>19.1f}%" for split, how in columns)
+        for name in MEASURES
+    ]
+    return "\n".join([f"{report['images']} images, {report['seconds']:.0f} s", f"{'':24}{head}", *rows])
 
 
 def means(kept: Sequence[Kept]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from zoo import config as configs
@@ -22,6 +23,7 @@ from zoo import model_card, weights
 from zoo.config import Defaults, ModelConfig, PartConfig
 from zoo.loading import load
 from zoo.pipeline import Pipeline
+from zoo.sheet import tensor_sheet
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.stable_diffusion.vae import VAE
 from zoo.train.checkpoint import replacing
@@ -50,6 +52,8 @@ class ShipRecipe(BaseModel):
     layer: int = -2
     heldout: Literal["dev", "test"] = "test"  # half of the held-out combinations that it is scored on
     per_task: int = 100
+    edits: int = 24  # scenes for each kind of edit
+    maps: int = 48  # painted scenes, seen and of the dev half, for a model that takes maps
     out: Path = Path("weights")
     defaults: Defaults = Defaults()
     resolution: tuple[int, int] = (64, 64)
@@ -131,7 +135,7 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
     return said
 
 
-MEASURES = ("samples", "evaluation", "psnr", "clip_gates", "parameters", "seconds_per_image")
+MEASURES = ("samples", "evaluation", "editing", "maps", "psnr", "clip_gates", "parameters", "seconds_per_image")
 
 
 def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) -> None:
@@ -139,6 +143,7 @@ def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) ->
 
     What is not in `what` keeps the figures that it had: they hold as long as its files do.
     """
+    from zoo.evaluate import editing, maps
     from zoo.evaluate.distances import reconstruction_psnr
     from zoo.evaluate.run import Pipe, evaluate
     from zoo.train.gates import report
@@ -149,12 +154,19 @@ def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) ->
     found: dict[str, JsonValue] = {}
     if "samples" in what:
         drawn = pipe(list(recipe.examples), n=4, seed=0, progress=False)
-        with replacing(folder / SAMPLES) as temporary:
-            drawn.sheet().save(temporary, format="PNG")
+        _write(drawn.sheet(), folder / SAMPLES)
     if "evaluation" in what:
         found["evaluation"] = json.loads(
             json.dumps(evaluate(cast(Pipe, pipe), per_task=recipe.per_task, heldout=recipe.heldout))
         )
+    if "editing" in what:
+        edit_scores, edited = editing.evaluate(cast(Pipe, pipe), n=recipe.edits)
+        found["editing"] = json.loads(json.dumps(edit_scores))
+        _write(tensor_sheet(editing.sheet_rows(edited)), folder / "editing.png")
+    if "maps" in what and isinstance(pipe.generator, LatentGenerator) and pipe.generator.classes:
+        map_scores, kept = maps.evaluate(cast(Pipe, pipe), n=recipe.maps)
+        found["maps"] = json.loads(json.dumps(map_scores))
+        _write(tensor_sheet(maps.sheet_rows(kept)), folder / "maps.png")
     if "psnr" in what:
         found["psnr"] = round(reconstruction_psnr(lambda images: _through(decoder.vae, images)), 2)
     if "clip_gates" in what and recipe.clip_name is not None:
@@ -167,6 +179,11 @@ def measure(folder: Path, recipe: ShipRecipe, what: Sequence[str] = MEASURES) ->
     config = config.model_copy(update={"results": config.results | found})
     weights.write_config(folder, config)
     write_scores(Path("README.md"), config)
+
+
+def _write(sheet: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:
