@@ -57,13 +57,13 @@ def footprints(scene: Scene, size: int = 64) -> NDArray[np.bool_]:
 
     A sketch covers what its outlines enclose. Faces do not count: in a ring they lie in the hole.
     """
-    covered = np.zeros((len(scene.objects), size, size), bool)
+    covered = np.zeros((len(scene.objects), size, size), np.float32)
     for cover, thing in zip(covered, scene.objects, strict=True):
         brush = _Brush(cover[..., None], thing, scene.style)
         for part in ARTWORK[thing.shape].parts:
             if not (scene.face and part.yields):
-                brush.window |= (brush.distance(part.field) <= 0)[..., None]
-    return covered
+                brush.window[brush.distance(part.field) <= 0] = 1
+    return covered > 0
 
 
 class _Brush:
