@@ -61,6 +61,7 @@ def test_relations_keep_their_direction() -> None:
 
 def test_partial_only_leaves_out() -> None:
     source = rng(5)
+    bare = 0
     for _ in range(500):
         whole = random_scene(source).describe()
         less = partial(whole, source)
@@ -68,6 +69,9 @@ def test_partial_only_leaves_out() -> None:
         assert less.count == whole.count
         for name in ("relation", "background", "style", "face"):
             assert getattr(less, name) in (None, getattr(whole, name))
+        said = (less.background, less.style, less.face, *(item.size for item in less.items))
+        bare += all(facet is None for facet in said)
+    assert bare > 250  # half are terse by design, and some others come out so
 
 
 def test_hard_negatives_change_one_thing_and_are_never_held_out() -> None:

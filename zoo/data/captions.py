@@ -86,12 +86,19 @@ def caption(said: Scene | Description, language: Language, rng: Rng, full: bool 
 
 
 def partial(description: Description, rng: Rng) -> Description:
-    """The same description with facets left open at random; what is there, and how many, stays said."""
+    """The same description with facets left open at random; what is there, and how many, stays said.
+
+    Half of them are terse, with neither size nor background, style or face: so people write, and so models are asked.
+    """
+    terse = rng.random() < 0.5
 
     def keep(value: str | None, share: float) -> str | None:
         return value if rng.random() < share else None
 
     coloured = rng.random() < 0.7
+    if terse:
+        bare = tuple(Item(item.shape, item.colour if coloured else None) for item in description.items)
+        return Description(bare, description.count, keep(description.relation, 0.6))
     items = tuple(replace(i, colour=i.colour if coloured else None, size=keep(i.size, 0.4)) for i in description.items)
     return replace(
         description,

@@ -60,6 +60,7 @@ class LatentRecipe(Recipe):
     text_encoder: Path = Path("runs/clip/final")
     data: SceneData = SceneData()
     captions: int = Field(2, ge=1)  # cached for each scene, in English and Chinese by turns
+    full: float = Field(0.3, ge=0, le=1)  # share of captions that say everything; prompts mostly say little
     guidance: float = Field(4.0, ge=0)  # of the sample grid
     prompts: tuple[str, ...] = PROMPTS  # of the sample grid
     judged: int = Field(4, ge=0)  # scenes a task, seen and of the dev half, that the checker judges beside it
@@ -103,7 +104,7 @@ class LatentTask(Task[LatentRecipeT]):
         # In the precision of training, which rounds what it is given in the same way.
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.autocast == "bf16"):
             self.latents = latents(pictures, self.vae, self.space, device)
-            self.tokens = tokens(pictures, self.text, recipe.captions)
+            self.tokens = tokens(pictures, self.text, recipe.captions, recipe.full)
 
     def start(self, model: nn.Module, folder: Path) -> None:
         weights = tensors.read(folder / UNET)
@@ -236,13 +237,14 @@ def latents(pictures: Scenes, vae: VAE, space: str, device: torch.device) -> Arr
     return filled(folder, shape, encoded(), what="encoding pictures")
 
 
-def tokens(pictures: Scenes, text: ClipTextEncoder, captions: int) -> Array:
+def tokens(pictures: Scenes, text: ClipTextEncoder, captions: int, full: float) -> Array:
     """Encoded captions, those of a scene in consecutive rows: float16 [scenes * captions, length, width]."""
 
     def said() -> Iterator[str]:
         for index, scene in enumerate(pictures):
             for which in range(captions):
-                yield caption(scene, LANGUAGES[which % 2], np.random.default_rng([index, which, 7]))
+                rng = np.random.default_rng([index, which, 7])
+                yield caption(scene, LANGUAGES[which % 2], rng, bool(rng.random() < full))
 
     def encoded() -> Iterator[Array]:
         coming = said()
