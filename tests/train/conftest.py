@@ -11,6 +11,7 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 from zoo.data.captions import caption
+from zoo.data.scenes import random_scene
 from zoo.text.clip import ClipTextEncoder
 from zoo.text.tokenizer import Tokenizer
 from zoo.train import cache, run, unet, vae
@@ -39,7 +40,28 @@ model = {channels = [8, 16], attention = [false, true], groups = 4, heads = 2, b
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scene_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a sentencepiece model that knows what captions of scenes say."""
+    model = tmp_path_factory.mktemp("words") / "tokenizer.model"
+    rng = np.random.default_rng(0)
+    said = [caption(random_scene(rng), language, rng) for _ in range(1000) for language in unet.LANGUAGES]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*said, *unet.PROMPTS]),
+        model_prefix=str(model.with_suffix("")),
+        vocab_size=800,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        unk_id=1,
+        bos_id=3,
+        eos_id=4,
+        minloglevel=2,
+    )
+    return model
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory, scene_words: Path) -> Path:
     """A folder with a cache, a tiny text encoder, a tiny trained VAE, and the recipes of tiny parts."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / "vae.toml").write_text(VAE + COMMON, encoding="utf-8")
         (home / "unet.toml").write_text(UNET + COMMON, encoding="utf-8")
         run(home / "vae.toml", [f"out={home / 'vae'}"], device="cpu")
-    _text_encoder(home / "text")
+    _text_encoder(home / "text", scene_words)
     return home
 
 
@@ -60,24 +82,8 @@ def same_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "PROBED", 2)
 
 
-def _text_encoder(folder: Path) -> None:
-    model = folder / "tokenizer"
-    model.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    said = [caption(cache.random_scene(rng), language, rng) for _ in range(300) for language in unet.LANGUAGES]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*said, *unet.PROMPTS]),
-        model_prefix=str(model / "tokenizer"),
-        vocab_size=400,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        pad_id=0,
-        unk_id=1,
-        bos_id=3,
-        eos_id=4,
-        minloglevel=2,
-    )
-    tokenizer = Tokenizer((model / "tokenizer.model").read_bytes(), 64)
+def _text_encoder(folder: Path, vocabulary: Path) -> None:
+    tokenizer = Tokenizer(vocabulary.read_bytes(), 64)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import load_file
 
 from zoo.clip import Clip
-from zoo.data.captions import caption
-from zoo.data.scenes import random_scene
 from zoo.text.clip import ClipTextEncoder
 from zoo.train import RecipeError, cache, clip, run
 
@@ -31,24 +27,10 @@ workers = 1
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a cache, a tokenizer and a tiny trained CLIP."""
+def home(tmp_path_factory: pytest.TempPathFactory, scene_words: Path) -> Path:
+    """A folder with a cache and a tiny trained CLIP."""
     home = tmp_path_factory.mktemp("home")
-    rng = np.random.default_rng(0)
-    texts = [caption(random_scene(rng), language, rng) for _ in range(1000) for language in clip.LANGUAGES]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(home / "tokenizer"),
-        vocab_size=800,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        pad_id=0,
-        unk_id=1,
-        bos_id=3,
-        eos_id=4,
-        minloglevel=2,
-    )
-    (home / "clip.toml").write_text(f"tokenizer = '{home / 'tokenizer.model'}'\n{RECIPE}", encoding="utf-8")
+    (home / "clip.toml").write_text(f"tokenizer = '{scene_words}'\n{RECIPE}", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_CACHE", str(home / "cache"))
         patch.setattr(cache, "PROBED", 2)
