@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import sentencepiece
@@ -55,6 +57,24 @@ def vocabulary() -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@pytest.fixture
+def shake() -> Callable[[Network], Network]:
+    """Give every parameter a random value, those that start at zero or one included, so that each one shows."""
+
+    def shake(network: Network) -> Network:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise, alpha=0.2 if parameter.ndim == 1 else 0.02)
+        return network.eval()
+
+    return shake
 
 
 def shaken(module: nn.Module, seed: int, scale: float = 0.12) -> nn.Module:

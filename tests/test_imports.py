@@ -23,6 +23,15 @@ def test_import_zoo_imports_nothing_heavy() -> None:
     assert imported("import zoo; zoo.list_models()").isdisjoint(HEAVY)
 
 
+def test_families_are_lazy() -> None:
+    assert imported("import zoo.imagen, zoo.dalle2").isdisjoint(HEAVY)
+    for name in ("zoo.imagen", "zoo.dalle2"):
+        family = import_module(name)
+        for export in family.__all__:
+            assert getattr(family, export).__doc__, f"{name}.{export} has no docstring"
+            assert export in dir(family)
+
+
 def test_face() -> None:
     for name in zoo.__all__:
         assert getattr(zoo, name).__doc__, f"zoo.{name} has no docstring"

@@ -39,28 +39,6 @@ def test_unknown_names_list_all_where_none_is_near(shelf: Path) -> None:
         zoo.load("")
 
 
-def test_hub_ids_are_fetched_without_anything_that_runs(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: dict[str, object] = {}
-
-    def download(repository: str, *, allow_patterns: list[str]) -> str:
-        asked.update(repository=repository, patterns=allow_patterns)
-        return str(shelf / "tiny")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert registry.find("someone/tiny") == shelf / "tiny"
-    assert asked["repository"] == "someone/tiny"
-    assert not any(pattern.endswith((".bin", ".ckpt", ".py", ".pkl", "*")) for pattern in asked["patterns"])  # type: ignore[attr-defined]
-
-    def offline(repository: str, *, allow_patterns: list[str]) -> str:
-        raise OSError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(ValueError, match="neither a folder here nor a hub repository that can be fetched: no network"):
-        registry.find("someone/tiny")
-
-
 def test_card(shelf: Path) -> None:
     card = zoo.card("tiny")
     assert card.startswith("---\nlicense: apache-2.0\n")

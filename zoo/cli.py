@@ -28,19 +28,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+lora = typer.Typer(help="LoRA files: see what they hold.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(lora, name="lora")
+
 
 @app.command("list")
 def list_(pattern: Annotated[str, typer.Argument(help='A wildcard, such as "*small*".')] = "*") -> None:
-    """List the models at hand, with a line on each.
+    """List the models at hand, then the published ones that can be fetched, with a line on each.
 
     \b
     zoo list
     zoo list "*small*"
     """
-    from zoo import config
-
-    for name in registry.list_models(pattern):
-        typer.echo(f"{name}\t{config.read(registry.find(name)).summary}")
+    for name in [*registry.list_models(pattern), *registry.list_published(pattern)]:
+        typer.echo(f"{name}\t{registry.describe(name)}")
 
 
 @app.command()
@@ -71,6 +72,10 @@ def generate(
     mask: Annotated[Path | None, typer.Option(help="With --image: make anew where this picture is white.")] = None,
     strength: Annotated[float | None, typer.Option(help="With --image: how much is made anew, 0 to 1.")] = None,
     layout: Annotated[Path | None, typer.Option(help="A painted map of class numbers, if the model takes one.")] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE[:STRENGTH]", help="A LoRA: file, folder or hub id; may be repeated."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNGs and the contact sheet.")] = Path(
         "outputs"
     ),
@@ -85,8 +90,11 @@ def generate(
     zoo generate "a large pink butterfly, cartoon" --out pictures
     zoo generate "a red star above a blue car" -n 4 --seed 0 --steps 20 --sampler dpmpp_2m --guidance 4
     zoo generate "a cat" "粉色的蝴蝶,小精靈,卡通" --negative "night background"
+    zoo generate "a cat" --lora style.safetensors:0.8
     """
-    result = _load(model, device)(
+    pipeline = _load(model, device)
+    adapters = _adapt(pipeline, loras or [])
+    result = pipeline(
         prompts,
         n=n,
         seed=seed,
@@ -102,10 +110,32 @@ def generate(
         mask=_picture(mask),
         strength=strength,
         layout=_picture(layout),
+        adapters=adapters,
         progress=not quiet and sys.stderr.isatty(),
     )
     for path in result.save(out):
         typer.echo(path)
+
+
+@lora.command()
+def report(
+    file: Annotated[str, typer.Argument(help="A LoRA file, a PEFT folder or a hub id.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's name, folder or hub id.")] = MODEL,
+    keys: Annotated[bool, typer.Option("--keys", help="Also list every key and the module that it adapts.")] = False,
+) -> None:
+    """Tell what a LoRA file holds and whether it fits a model, key by key; the status is 1 unless all of it does.
+
+    \b
+    zoo lora report style.safetensors --model stable-diffusion-small
+    """
+    found = _load(model, "cpu").report_lora(file)
+    typer.echo(found)
+    if keys:
+        for match in found.matched:
+            for key in match.keys:
+                typer.echo(f"  {key} -> {match.part}: {match.module}")
+    if not found.fits:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -191,6 +221,35 @@ def evaluate(
         typer.echo(f"the worst pictures and what is wrong with them: {save / 'failures.png'}", err=True)
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model's name, folder or hub id.")],
+    target: Annotated[Path, typer.Argument(help="The folder, or for a single file the .safetensors, to write.")],
+    to: Annotated[str, typer.Option("--to", help="diffusers, or single-file (U-Net and VAE).")] = "diffusers",
+    half: Annotated[bool, typer.Option("--half", help="Store float16.")] = False,
+    push: Annotated[str | None, typer.Option("--push", help="Then upload the folder to this hub id.")] = None,
+) -> None:
+    """Write a Stable Diffusion of the zoo for others to use.
+
+    \b
+    zoo export stable-diffusion-small exported --to diffusers
+    zoo export stable-diffusion-small small.safetensors --to single-file
+    """
+    if to not in ("diffusers", "single-file"):
+        raise ValueError(f"--to {to} is not known: it is diffusers or single-file")
+    if push is not None and to != "diffusers":
+        raise ValueError("--push uploads a folder: it goes with --to diffusers")
+    pipeline = _load(model, "cpu")
+    import torch
+
+    from zoo import export as exports
+
+    write = exports.to_diffusers if to == "diffusers" else exports.to_single_file
+    typer.echo(write(pipeline, target, torch.float16 if half else None))
+    if push is not None:
+        typer.echo(exports.push_to_hub(target, push))
+
+
 def main() -> None:
     """The command line; bad input ends in one line on stderr and status 2."""
     warnings.showwarning = _note
@@ -225,6 +284,23 @@ def _load(model: str, device: str) -> Pipeline:
     from zoo.loading import load
 
     return load(folder, device=device)
+
+
+def _adapt(pipeline: Pipeline, loras: list[str]) -> dict[str, float]:
+    """Load the LoRAs of `--lora`; their names and strengths."""
+    chosen: dict[str, float] = {}
+    for said in loras:
+        source, _, number = said.rpartition(":")
+        try:
+            strength = float(number) if source else 1.0
+        except ValueError:  # the colon is the path's own
+            source, strength = said, 1.0
+        source = source or said
+        name = Path(source).stem
+        name = name if name not in chosen else f"{name}-{len(chosen) + 1}"
+        pipeline.load_lora(source, name=name)
+        chosen[name] = strength
+    return chosen
 
 
 def _picture(path: Path | None) -> Image.Image | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -49,6 +50,13 @@ class Clip(nn.Module):
         model.vision_model.embeddings.position_ids = torch.arange(patches)[None]
         tensors.assign(model, tensors.read(folder / WEIGHTS), source=folder / WEIGHTS)
         return cls(model, Tokenizer.load(folder, config.text_config.max_position_embeddings))
+
+    @cached_property
+    def image_space(self) -> str:
+        """Names the space of `embed_images` by the weights that define it: a prior makes what a decoder reads there."""
+        image = ("vision_model.", "visual_projection.")
+        state = {name: tensor for name, tensor in self.model.state_dict().items() if name.startswith(image)}
+        return f"clip-image-{tensors.fingerprint(state)}"
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ define it. Two encoders of equal width are still two spaces, and `zoo.pipeline.P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Kind: TypeAlias = Literal["latent", "pixels", "clip_image"]
 
@@ -82,6 +82,7 @@ class Sampling:
     interval: tuple[float, float] | None = None  # sigma/alpha range in which guidance acts (arXiv 2404.07724)
     threshold: float | None = None  # None off, 1.0 static clipping, below 1 the quantile of dynamic thresholding
     eta: float = 0.0
+    augmentation: float | None = None  # noise in [0, 1] on the picture that a stage enlarges; None is the stage's own
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ class Init:
     """Start from a given representation instead of pure noise.
 
     `strength` in (0, 1] is the share of the noise schedule that is walked (1 forgets the start). With a `mask`
-    [batch, 1, height, width] in [0, 1], only where it is 1 is made anew.
+    [batch, 1, height, width] in [0, 1], only where it is 1 is made anew. `known` represents the picture with that part
+    greyed out, for generators that are shown it.
     """
 
     data: Tensor
     strength: float = 1.0
     mask: Tensor | None = None
+    known: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,17 @@ class RepresentationSpec:
     kind: Kind
     shape: tuple[int | None, ...]
     space: str
+
+
+@dataclass(frozen=True)
+class Adaptable:
+    """A network that adapters are made for, and what published files call its modules.
+
+    published: our names to theirs, in the order of preference; empty if the network is known by its own names only.
+    """
+
+    module: nn.Module
+    published: Mapping[str, tuple[str, ...]]
 
 
 Observer: TypeAlias = Callable[[str, Step], bool | None]
@@ -162,7 +176,10 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """A representation to images [batch, 3, height, width] in [0, 1]."""
+    """A representation to images [batch, 3, height, width] in [0, 1].
+
+    One that samples does so in stages; `sampling` is then that of each stage, in order, or empty for their own.
+    """
 
     @property
     def needs(self) -> RepresentationSpec: ...

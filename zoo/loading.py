@@ -1,18 +1,60 @@
-"""From a model's name to a pipeline: find its folder, read its config, load each part, put them together."""
+"""From a model's name to a pipeline: find its folder or file, load each part, put them together."""
 
 from __future__ import annotations
 
+import importlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
 from zoo import config as configs
-from zoo import registry, weights
+from zoo import published, registry, weights
 from zoo.config import ModelConfig, Role
 from zoo.interface import Decoder, Generator, Sampling, TextEncoder
-from zoo.pipeline import Pipeline
+from zoo.pipeline import Pipeline, device_of
+from zoo.published import INDEX, Assembly
+
+if TYPE_CHECKING:
+    from zoo.diffusion.denoiser import Target
+    from zoo.safety import SafetyChecker
+
+# The pipeline's class in a published folder's model_index.json: the module whose `load_folder(folder, *, variant,
+# dtype)` gives its `Assembly`. A family that learns to read its published checkpoints adds its classes here.
+FAMILIES = dict.fromkeys(
+    (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionInpaintPipelineLegacy",
+    ),
+    "zoo.stable_diffusion.pretrained",
+)
+SINGLE_FILES = "zoo.stable_diffusion.pretrained"  # whose `load_file` reads files that hold a whole model
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How published checkpoints are read: see `load`."""
+
+    dtype: torch.dtype | None
+    variant: str | None
+    prediction: Target | None
+    clip_skip: int
+
+
+class Source(Protocol):
+    """A model that was found: its name, its parts, and how it is sampled."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def defaults(self) -> Sampling: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    def part(self, role: Role, variant: str | None) -> object: ...
 
 
 def load(
@@ -23,40 +65,123 @@ def load(
     text_encoder: str | TextEncoder | None = None,
     generator: str | Generator | None = None,
     decoder: str | Decoder | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    prediction: Target | None = None,
+    clip_skip: int = 0,
+    safety_checker: SafetyChecker | str | None = None,
 ) -> Pipeline:
-    """A pipeline for a shipped model's name, a model folder, or a hub id `owner/name`.
+    """A pipeline for a model's name, a model folder, a hub id `owner/name`, or a published checkpoint.
 
     device: "auto" takes an accelerator if there is one. dtype: float32 unless given; in lower precision a seed's
     picture is no longer promised to be the same in every batch. Each part may be replaced: by a variant that the model
     declares, by another model's part ("other-model/generator"), or by a part object.
 
+    Published checkpoints are folders in the diffusers layout and original single files (.safetensors, .ckpt; nothing in
+    a pickle is run). variant: such as "fp16", the files to take where there are any. revision: of a hub id, a branch,
+    tag or commit. prediction: "epsilon" or "v", for single files that do not tell. clip_skip: layers of a CLIP text
+    tower to leave out at its end.
+
+    safety_checker: None, "published" for the checkpoint's own, or a callable (see `zoo.safety`).
+
     Raises:
         ValueError: no such model, part or device, damaged files, or parts that do not fit each other.
     """
-    folder = registry.find(name_or_path)
-    config = configs.read(folder)
+    how = Reading(dtype, variant, prediction, clip_skip)
+    checked = safety_checker == "published"
+    place = registry.find(name_or_path, revision=revision, variant=variant, safety_checker=checked)
+    source = _source(place, how)
     chosen: dict[Role, object] = {"text_encoder": text_encoder, "generator": generator, "decoder": decoder}
     labels: dict[Role, str] = {}
     parts: dict[Role, object] = {}
     for role, choice in chosen.items():
-        parts[role] = _part(folder, config, role, choice) if choice is None or isinstance(choice, str) else choice
+        parts[role] = _part(source, role, choice, how) if choice is None or isinstance(choice, str) else choice
         if choice is None or isinstance(choice, str):
-            labels[role] = choice if choice and "/" in choice else f"{config.name}/{choice or role}"
+            labels[role] = choice if choice and "/" in choice else f"{source.name}/{choice or role}"
     pipeline = Pipeline(
         cast(TextEncoder, parts["text_encoder"]),  # Pipeline checks what they are
         cast(Generator, parts["generator"]),
         cast(Decoder, parts["decoder"]),
-        name=config.name,
-        defaults=Sampling(**config.defaults.model_dump()),
-        size=config.resolution,
+        name=source.name,
+        defaults=source.defaults,
+        size=source.size,
         labels=labels,
     )
-    return pipeline.to(device, dtype)
+    pipeline.to(device, dtype)
+    if safety_checker is not None:
+        from zoo.safety import find_checker
+
+        pipeline.safety_checker = find_checker(safety_checker, place, device=device_of(device), variant=variant)
+    return pipeline
 
 
-def _part(folder: Path, config: ModelConfig, role: Role, choice: str | None) -> weights.Part:
+@dataclass(frozen=True)
+class OwnFolder:
+    """A model folder as this library writes it."""
+
+    folder: Path
+    config: ModelConfig
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def defaults(self) -> Sampling:
+        return Sampling(**self.config.defaults.model_dump())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.config.resolution
+
+    def part(self, role: Role, variant: str | None) -> object:
+        return weights.load_part(self.folder, self.config.part(role, variant))
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A published checkpoint, loaded as a whole."""
+
+    assembly: Assembly
+
+    @property
+    def name(self) -> str:
+        return self.assembly.name
+
+    @property
+    def defaults(self) -> Sampling:
+        return self.assembly.defaults
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.assembly.size
+
+    def part(self, role: Role, variant: str | None) -> object:
+        if variant is not None:
+            raise ValueError(f"{self.name} has no {role} variant {variant!r}: published checkpoints declare none")
+        return getattr(self.assembly, role)
+
+
+def _source(place: Path, how: Reading) -> Source:
+    options = {"clip_skip": how.clip_skip} if how.clip_skip else {}
+    dtype = how.dtype or torch.float32
+    if place.is_file():
+        module = importlib.import_module(SINGLE_FILES)
+        tokenizer = registry.clip_tokenizer
+        found = module.load_file(place, dtype=dtype, prediction=how.prediction, tokenizer=tokenizer, **options)
+        return PublishedModel(found)
+    if not published.inside(place, INDEX).is_file():
+        return OwnFolder(place, configs.read(place))
+    kind = published.options(place, INDEX).get("_class_name")
+    if kind not in FAMILIES:
+        raise ValueError(f"{place / INDEX} is of a {kind!r}: published pipelines that load are {', '.join(FAMILIES)}")
+    module = importlib.import_module(FAMILIES[str(kind)])
+    return PublishedModel(module.load_folder(place, variant=how.variant, dtype=dtype, **options))
+
+
+def _part(source: Source, role: Role, choice: str | None, how: Reading) -> object:
     if choice is None or "/" not in choice:
-        return weights.load_part(folder, config.part(role, choice))
+        return source.part(role, choice)
     model, _, name = choice.rpartition("/")
-    other = registry.find(model)
-    return weights.load_part(other, configs.read(other).part(role, None if name == role else name))
+    other = _source(registry.find(model), how)
+    return other.part(role, None if name == role else name)

@@ -127,14 +127,16 @@ def _results(config: ModelConfig) -> str:
         sections.append(_editing(results["editing"]))
     if "maps" in results:
         sections.append(_maps(results["maps"]))
+    if "enlarging" in results:
+        sections.append(_enlarging(results["enlarging"]))
     measures = [
         ("reconstruction by the VAE on fresh scenes, PSNR in dB", results.get("psnr")),
         ("seconds a picture, warm, on the machine that measured", results.get("seconds_per_image")),
     ]
-    if gates := results.get("clip_gates"):
-        for kind in ("text", "image"):
-            measures += [(f"read from the {kind} features: {facet}", value) for facet, value in gates[kind].items()]
-    told = {"evaluation", "psnr", "seconds_per_image", "clip_gates", "parameters", "editing", "maps"}
+    for kind in ("text", "image"):
+        read = results.get("gates", {}).get(kind, {})
+        measures += [(f"read from the {kind} features: {facet}", value) for facet, value in read.items()]
+    told = {"evaluation", "psnr", "seconds_per_image", "gates", "parameters", "editing", "maps", "enlarging"}
     measures += _flat({name: value for name, value in results.items() if name not in told})
     sections.append(table(("measure", "value"), [row for row in measures if row[1] is not None]))
     return "\n\n".join(sections)
@@ -180,6 +182,24 @@ def _maps(found: Any) -> str:
         f"Maps of {found['scenes'] // 2} scenes each, painted in 64x64 pixels and counted in 16x16 cells; the same "
         "prompts without their map show what is owed to it. *Held out*: the dev half.\n\n"
         + table(("share", *(f"{SPLITS[split]}, {how} map" for split, how in columns)), rows)
+    )
+
+
+def _enlarging(found: Any) -> str:
+    """What comes of true scenes that were made small, over the levels of noise-conditioning augmentation."""
+    said = {
+        "ok": "enlarged pictures that are still their scene",
+        "psnr": "PSNR against the true large picture, dB",
+        "colour_error": "difference from the small picture once made small again, of 255 levels",
+    }
+    levels = found["levels"]
+    rows = [(text, *(level[key] for level in levels.values())) for key, text in said.items()]
+    scenes = next(iter(levels.values()))["scenes"]
+    return (
+        "### Enlarging\n\n"
+        f"{scenes} fresh scenes, a third of them with held-out combinations, made small and enlarged by the cascade, "
+        "by the level of noise on the small picture (`augmentation=`; "
+        f"{found['used']:g} unless the call says otherwise).\n\n" + table(("", *(f"{level}" for level in levels)), rows)
     )
 
 

@@ -5,20 +5,27 @@ Nothing survives a call: one pipeline may serve many threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from zoo.adapt.adapters import Adapters, AdapterStatus, Choice, Chosen
+from zoo.adapt.lora import LoRA
+from zoo.adapt.prefix import Prefix
+from zoo.adapt.report import Report
 from zoo.arguments import Picture, as_images, as_layout, as_mask, as_negatives, as_prompts, as_seeds, shrink
 from zoo.config import Role
 from zoo.diffusion.noise import GivenNoise, ImageNoise
 from zoo.diffusion.samplers import find_sampler
 from zoo.fit import check_fit
 from zoo.interface import (
+    Adaptable,
     Decoder,
     Generator,
     Init,
@@ -31,6 +38,8 @@ from zoo.interface import (
     TextFeatures,
 )
 from zoo.result import Result
+from zoo.safety import SafetyChecker
+from zoo.safety import check as check_safety
 
 BATCH = 16  # images made at once unless the call says otherwise
 
@@ -58,11 +67,27 @@ class Negatable(Protocol):
 
 
 @runtime_checkable
+class Inpainting(Protocol):
+    """A generator that may have been trained to fill masked pictures, and is then shown what the mask leaves."""
+
+    @property
+    def inpaints(self) -> bool: ...
+
+
+@runtime_checkable
 class Mapped(Protocol):
     """A generator that can be told what goes where; `classes` names the numbers in a layout, none if it takes none."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A decoder that samples in stages; `defaults` is how each is sampled unless the call says otherwise, in order."""
+
+    @property
+    def defaults(self) -> Mapping[str, Sampling]: ...
 
 
 class Pipeline:
@@ -90,6 +115,8 @@ class Pipeline:
         self.name = name
         self.defaults = defaults or Sampling()
         self.size = size
+        self.safety_checker: SafetyChecker | None = None  # looks at every picture before it is handed out
+        self._adapters = Adapters({"text_encoder": text_encoder, "generator": generator, "decoder": decoder})
 
     def __repr__(self) -> str:
         parts = ", ".join(type(part).__name__ for part in (self.text_encoder, self.generator, self.decoder))
@@ -99,8 +126,69 @@ class Pipeline:
         """Move the parts that hold weights to a device, to a floating type, or both; returns the pipeline."""
         for part in (self.text_encoder, self.generator, self.decoder):
             if isinstance(part, nn.Module):
-                part.to(device=None if device is None else _device(device), dtype=dtype)
+                part.to(device=None if device is None else device_of(device), dtype=dtype)
+        self._adapters.to(None if device is None else device_of(device), dtype)
         return self
+
+    def load_lora(
+        self, source: str | Path | Mapping[str, LoRA], *, name: str | None = None, partial: bool = False
+    ) -> Report | None:
+        """Load a LoRA; it acts in the calls that ask for it, `pipe(prompt, adapters={name: 0.8})`, and in no others.
+
+        source: a file or folder in any of the layouts of `zoo.adapt.formats`, a hub id, one file of a hub repository
+        (`owner/name/file`), or LoRAs by part. name: the file's unless given. partial: load what fits. Returns the
+        report on the file.
+
+        Raises:
+            ValueError: a name that is taken, a damaged file, or one that does not fit; the message names the keys.
+        """
+        return self._adapters.load_lora(source, name, partial=partial)
+
+    def load_prefix(self, source: str | Path | Mapping[str, Prefix], *, name: str | None = None) -> None:
+        """Load a prefix (`zoo.adapt.prefix`), which is then asked for as a LoRA is; it cannot be merged.
+
+        Raises:
+            ValueError: a name that is taken, a damaged file, or one that does not fit.
+        """
+        self._adapters.load_prefix(source, name)
+
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The networks that adapters can be trained for and loaded into, by the names that their files use."""
+        return self._adapters.networks()
+
+    def adapters(self) -> dict[str, AdapterStatus]:
+        """What is loaded, by name: kind, source, adapted modules, and with which strength it is merged, if it is."""
+        return self._adapters.status()
+
+    def report_lora(self, source: str | Path) -> Report:
+        """What of a LoRA file would fit this pipeline, key by key; nothing is loaded.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        return self._adapters.report(source)
+
+    def merge(self, adapters: str | Choice) -> None:
+        """Fold adapters into the weights, in place of those merged before: they act in every call and cost nothing.
+
+        `unmerge` needs the weights of before, so a second copy of the adapted modules is kept. Not while calls run.
+
+        Raises:
+            ValueError: an adapter is not loaded, or is a prefix.
+        """
+        self._adapters.merge(adapters)
+
+    def unmerge(self) -> None:
+        """Put back the weights of before `merge`, to the bit. Not while calls run."""
+        self._adapters.unmerge()
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            ValueError: it is not loaded, or is merged.
+        """
+        self._adapters.unload(name)
 
     @torch.no_grad()
     def __call__(
@@ -125,6 +213,9 @@ class Pipeline:
         mask: Picture | Sequence[Picture] | None = None,
         strength: float | None = None,
         layout: Picture | Sequence[Picture] | None = None,
+        stages: Mapping[str, Mapping[str, object]] | None = None,
+        augmentation: float | None = None,
+        adapters: Choice | Sequence[Choice] | None = None,
         batch: int = BATCH,
         progress: bool = True,
         callback: Observer | None = None,
@@ -137,9 +228,14 @@ class Pipeline:
         all prompts or one each. noise [images, ...]: the initial noise instead of the seeds' own. image: start from it;
         strength in (0, 1] (0.6, or 1 with a mask) says how much is made anew. mask: with an image, 1 or white where it
         is made anew. layout: for models that take one, a painted map of what goes where: a picture (mode L or P) or
-        tensor [height, width] of class numbers, which the model's `generator.classes` names. batch: images made at
-        once. callback(stage, step): called after each step; True ends the batch early with what it has. For the rest
-        see `zoo.interface.Sampling`; None takes the model's default.
+        tensor [height, width] of class numbers, which the model's `generator.classes` names. stages: for models whose
+        decoder samples too, settings by the stage's name, such as {"super-resolution": {"steps": 4}}; augmentation in
+        [0, 1]: the noise that all of them put on the picture they enlarge. adapters: the loaded adapters that act,
+        with their strengths, such as {"p7": 0.8}: one choice for all images, a list with one for each prompt, or with
+        one for each image of the call (prompt by prompt); they act on text, negative prompt and picture alike, but not
+        when image= is encoded. batch: images made at once.
+        callback(stage, step): called after each step; True ends the batch early with what it has. For the rest see
+        `zoo.interface.Sampling`; None takes the model's default.
 
         Raises:
             ValueError: no prompts, a prompt longer than the text encoder's window, or a setting that cannot be.
@@ -162,51 +258,72 @@ class Pipeline:
             interval=interval,
             spacing=spacing,
         )
+        chain = self._stages(stages, augmentation)
+        chosen = self._adapters.choose(adapters, len(asked), count)
         size = self._size(height, width)
         self._check_noise(noise, count, size)
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         start, kept = self._start(image, mask, strength, size, len(asked), count)
         painted = self._painted(layout, size, len(asked), count)
-        text, null = self._features(asked), self._features(against)
+        text, spoken = self._features(asked, owner, chosen)
+        null, unspoken = self._features(against, owner, chosen)
 
-        made = []
-        with _observer(progress, callback, -(-count // batch) * sampling.steps) as observe:
-            for rows in torch.arange(count).split(batch):
-                source: NoiseSource = ImageNoise([seeds[i] for i in rows])
-                if noise is not None:
-                    source = GivenNoise(noise[rows], then=source)
-                features, nothing = _pick(text, owner[rows]), _pick(null, owner[rows])
-                init = None if start is None else replace(start, data=start.data[rows], mask=_rows(start.mask, rows))
+        def make(rows: Tensor, observe: Observer) -> Tensor:
+            source: NoiseSource = ImageNoise([seeds[i] for i in rows])
+            features, nothing = _pick(text, spoken[rows]), _pick(null, unspoken[rows])
+            chained = list(chain.values())
+            with chosen.use(rows):
                 representation = self.generator.generate(
                     features,
                     nothing,
-                    source,
+                    source if noise is None else GivenNoise(noise[rows], then=source),
                     sampling,
                     size=size,
-                    init=init,
+                    init=None if start is None else _init(start, rows),
                     layout=_rows(painted, rows),
                     observe=observe,
                 )
-                made.append(
-                    self.decoder.decode(representation, features, nothing, source, observe=observe).float().cpu()
-                )
-        images = torch.cat(made)
+                made = self.decoder.decode(representation, features, nothing, source, chained, observe=observe)
+            return made.float().cpu()
+
+        total = -(-count // batch) * sum(how.steps for how in (sampling, *chain.values()))
+        with _observer(progress, callback, total) as observe:
+            images = torch.cat([_in_memory(make, rows, observe) for rows in torch.arange(count).split(batch)])
         settings = asdict(sampling) | {"height": images.shape[-2], "width": images.shape[-1]}
+        if chain:
+            settings |= {"stages": {stage: asdict(how) for stage, how in chain.items()}}
         if start is not None:
             settings |= {"strength": start.strength}
         if kept is not None:  # outside the mask the given pixels stay as they were
             images = torch.lerp(kept[0].expand_as(images), images, kept[1].expand_as(images))
+        settings |= chosen.settings()
+        images, unsafe = (images, ()) if self.safety_checker is None else check_safety(self.safety_checker, images)
         each = [(asked[i], against[i]) for i in owner]
-        return Result(images, tuple(p for p, _ in each), tuple(seeds), settings, self.name, tuple(a for _, a in each))
+        name = self.name + self._adapters.label()
+        said, avoided = tuple(p for p, _ in each), tuple(a for _, a in each)
+        return Result(images, said, tuple(seeds), settings, name, avoided, unsafe)
 
     def _sampling(self, **given: object) -> Sampling:
         said = {key: value for key, value in given.items() if value is not None}
-        sampling = replace(self.defaults, **said)  # type: ignore[arg-type]
-        if not isinstance(sampling.steps, int) or sampling.steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, not {sampling.steps!r}")
-        find_sampler(sampling.sampler, sampling.eta)  # raises where there is none such
-        return sampling
+        return _checked(replace(self.defaults, **said))  # type: ignore[arg-type]
+
+    def _stages(
+        self, stages: Mapping[str, Mapping[str, object]] | None, augmentation: float | None
+    ) -> dict[str, Sampling]:
+        """How each stage of the decoder is sampled."""
+        defaults = dict(self.decoder.defaults) if isinstance(self.decoder, Staged) else {}
+        if not defaults and (stages or augmentation is not None):
+            raise ValueError(f"{self.name} has no stages that are sampled after its generator: leave out stages=")
+        for stage, said in (stages or {}).items():
+            if stage not in defaults:
+                raise ValueError(f"{self.name} has no stage {stage!r}; there are: {', '.join(defaults)}")
+            if unknown := said.keys() - {field.name for field in fields(Sampling)}:
+                raise ValueError(f"stage {stage!r} knows no setting {', '.join(sorted(unknown))}")
+            defaults[stage] = replace(defaults[stage], **said)  # type: ignore[arg-type]
+        if augmentation is not None:
+            defaults = {stage: replace(how, augmentation=augmentation) for stage, how in defaults.items()}
+        return {stage: _checked(how) for stage, how in defaults.items()}
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int] | None:
         if height is None and width is None:
@@ -227,7 +344,18 @@ class Pipeline:
         if tuple(noise.shape) != wanted:
             raise ValueError(f"noise has shape {list(noise.shape)}, but these {count} images start from {list(wanted)}")
 
-    def _features(self, texts: Sequence[str]) -> TextFeatures:
+    def _features(self, texts: Sequence[str], owner: Tensor, chosen: Chosen) -> tuple[TextFeatures, Tensor]:
+        """Each text, once for every choice of adapters that its images make, and which is whose: [images]."""
+        found: list[TextFeatures] = []
+        whose = torch.zeros_like(owner)
+        for images in chosen.groups():
+            mine = owner[images].unique()
+            whose[images] = sum(len(features.tokens) for features in found) + torch.searchsorted(mine, owner[images])
+            with chosen.alone(images[0]):
+                found.append(self._encoded([texts[int(i)] for i in mine]))
+        return _join(found), whose
+
+    def _encoded(self, texts: Sequence[str]) -> TextFeatures:
         # Every different text is encoded once; the empty one is what the encoder declares to be no text.
         distinct = sorted(set(texts))
         said = [text for text in distinct if text]
@@ -260,8 +388,13 @@ class Pipeline:
         if mask is None:
             return Init(latents, strength), None
         fresh = as_mask(mask, (pictures.shape[-2], pictures.shape[-1]), prompts, count)
-        small = shrink(fresh, latents)
-        return Init(latents, strength, small.expand(count, *small.shape[1:])), (pictures, fresh)
+        small, known = shrink(fresh, latents), None
+        if isinstance(self.generator, Inpainting) and self.generator.inpaints:
+            # As such networks were trained: a mask of whole latents, and grey, 0 in [-1, 1], where it is.
+            small = (F.interpolate(fresh, latents.shape[-2:]) >= 0.5).float()
+            known = self.decoder.encode(torch.where(fresh >= 0.5, 0.5, pictures)).data.float().cpu()
+            known = known.expand(count, *known.shape[1:])
+        return Init(latents, strength, small.expand(count, *small.shape[1:]), known), (pictures, fresh)
 
     def _painted(
         self, layout: Picture | Sequence[Picture] | None, size: tuple[int, int] | None, prompts: int, count: int
@@ -272,6 +405,13 @@ class Pipeline:
         if not isinstance(self.generator, Mapped) or not self.generator.classes:
             raise ValueError(f"{self.name} takes no layout: its generator was trained without semantic maps")
         return as_layout(layout, self.generator.classes, size, prompts, count)
+
+
+def _checked(sampling: Sampling) -> Sampling:
+    if not isinstance(sampling.steps, int) or sampling.steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, not {sampling.steps!r}")
+    find_sampler(sampling.sampler, sampling.eta)  # raises where there is none such
+    return sampling
 
 
 @contextmanager
@@ -288,7 +428,23 @@ def _observer(progress: bool, callback: Observer | None, total: int) -> Iterator
         yield observe
 
 
-def _device(device: str | torch.device) -> torch.device:
+def _in_memory(make: Callable[[Tensor, Observer], Tensor], rows: Tensor, observe: Observer) -> Tensor:
+    """What `make` gives for these rows, in halves where memory is short: no image depends on its neighbours."""
+    try:
+        return make(rows, observe)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    # Here and not in the handler, where the error would keep the tensors of the failed try alive.
+    return torch.cat([_in_memory(make, half, observe) for half in rows.chunk(2)])
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device of a name, "auto" being an accelerator if there is one.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
     if device != "auto":
         try:
             return torch.empty(0, device=device).device
@@ -302,6 +458,10 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if tensor is None else tensor[rows.to(tensor.device)]
+
+
+def _init(start: Init, rows: Tensor) -> Init:
+    return replace(start, data=start.data[rows], mask=_rows(start.mask, rows), known=_rows(start.known, rows))
 
 
 def _pick(features: TextFeatures, rows: Tensor) -> TextFeatures:

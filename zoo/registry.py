@@ -1,7 +1,8 @@
-"""Names to model folders: the shipped models, any folder, or a repository on the Hugging Face hub.
+"""Names to models: the shipped ones, published ones that are fetched, any folder or file, or a hub repository.
 
 Shipped models lie in `weights/` of a source checkout and in `zoo/_weights` of an installed package. The environment
-variable ZOO_MODELS may name further folders of models (separated as in PATH), which are looked at first.
+variable ZOO_MODELS may name further folders of models (separated as in PATH), which are looked at first; they may hold
+published checkpoints in the diffusers layout as well.
 """
 
 from __future__ import annotations
@@ -10,10 +11,81 @@ import difflib
 import fnmatch
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-CONFIG = "config.json"
+CONFIG, INDEX = "config.json", "model_index.json"  # of our own folders, and of published ones
 HERE = Path(__file__).parent
+SINGLE_FILES = (".safetensors", ".ckpt")
+CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint that has a name here. `sha256` pins its weights, whatever the repository's history."""
+
+    repository: str
+    summary: str
+    gigabytes: float  # of the files that are fetched
+    licence: str
+    languages: tuple[str, ...] = ("en",)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def _weights(unet: str, text_encoder: str, vae: str, variant: str = "") -> dict[str, str]:
+    """The SHA-256 of the weights of a published Stable Diffusion."""
+    return {
+        f"unet/diffusion_pytorch_model{variant}.safetensors": unet,
+        f"text_encoder/model{variant}.safetensors": text_encoder,
+        f"vae/diffusion_pytorch_model{variant}.safetensors": vae,
+    }
+
+
+PUBLISHED = {
+    "stable-diffusion-v1-5": Published(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "Stable Diffusion 1.5: 860M parameters, 512x512.",
+        4.3,
+        "creativeml-openrail-m",
+        sha256=_weights(
+            "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1",
+            "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
+            "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c",
+        )
+        | _weights(
+            "c83908253f9a64d08c25fc90874c9c8aef9a329ce1ca5fb909d73b0c83d1ea21",
+            "77795e2023adcf39bc29a884661950380bd093cf0750a966d473d1718dc9ef4e",
+            "4fbcf0ebe55a0984f5a5e00d8c4521d52359af7229bb4d81890039d2aa16dd7c",
+            ".fp16",
+        ),
+    ),
+    "stable-diffusion-2-1": Published(
+        "stabilityai/stable-diffusion-2-1",
+        "Stable Diffusion 2.1: 866M parameters, 768x768, predicts v.",
+        5.2,
+        "openrail++",
+        sha256=_weights(
+            "1238522277c48923ff2751e238f2742c562e45643f3d50cc93d163cb30638b0c",
+            "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
+            "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+        ),
+    ),
+    "taiyi-zh": Published(
+        "IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Chinese-v0.1",
+        "Taiyi: Stable Diffusion 1.4 with a Chinese text encoder (BERT).",
+        4.2,
+        "creativeml-openrail-m",
+        ("zh",),
+    ),
+    "taiyi-anime-zh": Published(
+        "IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Anime-Chinese-v0.1",
+        "Taiyi for anime: Stable Diffusion 1 with a Chinese text encoder (BERT).",
+        4.2,
+        "creativeml-openrail-m",
+        ("zh",),
+    ),
+}
 
 
 def shelves() -> list[Path]:
@@ -26,8 +98,8 @@ def models() -> dict[str, Path]:
     """Every model by its name, which is its folder's name."""
     found: dict[str, Path] = {}
     for shelf in shelves():
-        for config in sorted(shelf.glob(f"*/{CONFIG}")):
-            if _is_model(config):
+        for config in sorted([*shelf.glob(f"*/{CONFIG}"), *shelf.glob(f"*/{INDEX}")]):
+            if config.name == INDEX or _is_model(config):
                 found.setdefault(config.parent.name, config.parent)
     return found
 
@@ -45,11 +117,38 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(models(), pattern))
 
 
-def find(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder of a model, given its name, its folder, or a hub id `owner/name` (fetched once, then kept).
+def list_published(pattern: str = "*") -> list[str]:
+    """Names of the published checkpoints that are fetched when they are loaded, without those at hand."""
+    return sorted(fnmatch.filter(PUBLISHED.keys() - models().keys(), pattern))
+
+
+def describe(name: str) -> str:
+    """A line on a model that `list_models` or `list_published` names."""
+    from zoo import config
+
+    at_hand = models().get(name)
+    if at_hand is not None and not (at_hand / INDEX).is_file():
+        return config.read(at_hand).summary
+    if name not in PUBLISHED:
+        return "A published checkpoint."
+    entry = PUBLISHED[name]
+    where = "" if at_hand or _cached(entry.repository) else f"needs download, {entry.gigabytes:g} GB; "
+    return f"{entry.summary} ({where}licence {entry.licence})"
+
+
+def find(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    safety_checker: bool = False,
+) -> Path:
+    """A model's folder or file, given its name, its path, or a hub id `owner/name` (fetched once, then kept).
+
+    revision, variant, safety_checker: of what is fetched, see `zoo.hub.fetch`.
 
     Raises:
-        ValueError: there is no such model; the message offers the nearest names.
+        ValueError: there is no such model, with the nearest names; or what was fetched is not what was published.
     """
     name = os.fspath(name_or_path)
     if not name:
@@ -57,14 +156,53 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     known = models()
     if name in known:
         return known[name]
-    if Path(name).is_dir():
+    if name in PUBLISHED:
+        return _fetch_published(PUBLISHED[name], revision, variant, safety_checker)
+    if Path(name).is_dir() or (Path(name).is_file() and Path(name).suffix in SINGLE_FILES):
         return Path(name)
     if isinstance(name_or_path, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _fetch(name)
-    lower = {known_name.lower(): known_name for known_name in known}
+        from zoo import hub
+
+        return hub.fetch(name, revision=revision, variant=variant, safety_checker=safety_checker)
+    lower = {known_name.lower(): known_name for known_name in [*known, *PUBLISHED]}
     near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(sorted(known)) or 'none'}."
-    raise ValueError(f"unknown model {name!r}: {hint} A folder or a hub id (owner/name) works too.")
+    raise ValueError(
+        f"unknown model {name!r}: {hint} A folder, a hub id (owner/name) or a file "
+        f"({', '.join(SINGLE_FILES)}) works too."
+    )
+
+
+def clip_tokenizer() -> Path:
+    """The folder of CLIP's tokenizer, for files that hold a model without it.
+
+    Raises:
+        ValueError: it is not kept here and cannot be fetched.
+    """
+    from zoo import hub
+
+    return hub.fetch_tokenizer(CLIP_TOKENIZER)
+
+
+def _cached(repository: str) -> bool:
+    """Whether something of a hub repository is kept here; asks without importing torch."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, INDEX), str)
+
+
+def _fetch_published(entry: Published, revision: str | None, variant: str | None, safety_checker: bool) -> Path:
+    from zoo import hub, tensors
+
+    folder = hub.fetch(entry.repository, revision=revision, variant=variant, safety_checker=safety_checker)
+    for name, expected in entry.sha256.items():
+        path = folder / name
+        if revision is None and path.is_file() and (found := tensors.sha256(path)) != expected:
+            raise ValueError(
+                f"{path} is not what was published as {entry.repository}: its SHA-256 is {found}, expected {expected}. "
+                "Delete it and load again, or pass revision= to take another version"
+            )
+    return folder
 
 
 def card(name_or_path: str | os.PathLike[str]) -> str:
@@ -75,19 +213,11 @@ def card(name_or_path: str | os.PathLike[str]) -> str:
     """
     from zoo import config, model_card
 
-    return model_card.render(config.read(find(name_or_path)))
-
-
-def _fetch(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        # Nothing that could be unpickled or run is ever fetched.
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "README.md"]
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{repository!r} is neither a folder here nor a hub repository that can be fetched: {reason}"
-        ) from error
+    name = os.fspath(name_or_path)
+    if name in PUBLISHED and name not in models():
+        return f"# {name}\n\n{describe(name)}\n\nPublished at https://huggingface.co/{PUBLISHED[name].repository}\n"
+    folder = find(name_or_path)
+    if (folder / INDEX).is_file():
+        readme = folder / "README.md"
+        return readme.read_text("utf-8") if readme.is_file() else f"# {folder.name}\n\nA published checkpoint.\n"
+    return model_card.render(config.read(folder))

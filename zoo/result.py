@@ -33,6 +33,7 @@ class Result:
     settings: SettingsT
     model: str = ""
     negatives: tuple[str, ...] = field(default=())
+    unsafe: tuple[bool, ...] = field(default=())  # what the pipeline's safety checker found, if it has one
 
     def __repr__(self) -> str:
         return f"Result({len(self)} images {list(self.tensor.shape[1:])} by {self.model}, seeds {list(self.seeds)})"

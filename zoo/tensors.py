@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,23 +16,120 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+LONGEST_HEADER = 100_000_000  # bytes, the library's own limit
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, as stored.
 
     Raises:
-        ValueError: the file is missing, cut off or not safetensors.
+        ValueError: the file is missing, cut off or not safetensors, or names a tensor twice.
     """
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error}): fetch or write it again") from error
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+def _check_header(path: Path) -> None:
+    """The library keeps the last of two tensors of one name; here that is a damaged file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+            raise SafetensorError(f"its header would be {length} bytes long, the file is {size}")
+        try:
+            loads(file.read(length))
+        except ValueError as error:
+            raise SafetensorError(f"its header is not valid: {error}") from error
+
+
+def loads(text: bytes) -> object:
+    """JSON in which no name stands twice and every number is one; infinite ones are, in published configs.
+
+    Raises:
+        ValueError: it is not such JSON.
+    """
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(found := dict(pairs)) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"{', '.join(twice[:5])} stands there twice")
+        return found
+
+    def constant(name: str) -> float:
+        if name == "NaN":
+            raise ValueError(f"{name} is no number")
+        return float(name)
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file that `torch.save` wrote (.bin, .ckpt, .pt); nothing in it is run (`weights_only`).
+
+    They may lie under "state_dict", beside other things; and they may be views into one flat buffer, which is let go.
+
+    Raises:
+        ValueError: the file is missing or damaged, holds more than data, or no tensors by name.
+    """
+    try:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # a file of before torch 1.6, which cannot be mapped, or a damaged one
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle may end in any error at all
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors ({reason[0]}). Nothing in it was run: fetch it again, or "
+            "convert it to safetensors where you trust it"
+        ) from error
+    inner = found.get("state_dict", found) if isinstance(found, Mapping) else None
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name")
+    tensors = {str(name): value.detach() for name, value in inner.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors")
+    odd = sorted(name for name, value in tensors.items() if value.layout != torch.strided or value.is_quantized)
+    if odd:
+        raise ValueError(f"{path} holds tensors that are sparse or quantised: {', '.join(odd[:5])}")
+    return tensors
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own, unless it fills its storage: a view keeps all that it was cut from alive."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() <= tensor.nbytes + 64
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside the tensors.
+
+    Raises:
+        ValueError: the file is missing, cut off or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}): fetch or write it again") from error
+
+
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write tensors, the floating ones as `dtype` if given, through a temporary file that takes the place at the end.
+
+    `metadata` goes into the header, in place of {"format": "pt"}.
 
     Raises:
         ValueError: a tensor holds NaN or infinity, perhaps only once it is stored as `dtype`.
@@ -47,7 +145,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None =
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(plain, temporary, metadata={"format": "pt"})
+        save_file(plain, temporary, metadata=dict(metadata or {"format": "pt"}))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -72,7 +170,8 @@ def assign(
     `ignore` are patterns of stored names that may be left over.
 
     Raises:
-        ValueError: names are missing, unexpected or misshapen, or values are not finite; one message lists them all.
+        ValueError: names are missing, unexpected or misshapen, or values are no numbers of the right kind, or not
+            finite; one message lists them all.
     """
     wanted = module.state_dict()
     stored = {n: t for n, t in tensors.items() if n in wanted or not any(re.fullmatch(p, n) for p in ignore)}
@@ -85,16 +184,35 @@ def assign(
             for n in shared
             if stored[n].shape != wanted[n].shape
         ),
-        "not finite": sorted(n for n in shared if stored[n].is_floating_point() and not stored[n].isfinite().all()),
+        "not the kind of number": sorted(
+            f"{n} {stored[n].dtype} instead of {wanted[n].dtype}"
+            for n in shared
+            if stored[n].is_floating_point() != wanted[n].is_floating_point()
+            or stored[n].is_complex() != wanted[n].is_complex()
+        ),
+        "not finite": sorted(
+            # A tensor of another shape may claim more elements than there is memory for.
+            n
+            for n in shared
+            if stored[n].is_floating_point() and stored[n].shape == wanted[n].shape and not finite(stored[n])
+        ),
     }
     if any(faults.values()):
         listed = "\n".join(f"  {kind} ({len(names)}): {', '.join(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"{source} does not fit {type(module).__name__}:\n{listed}")
-    cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in stored.items()}
+    cast = {n: own(t.to(dtype) if t.is_floating_point() else t) for n, t in stored.items()}
+    if large := sorted(n for n, t in cast.items() if t.dtype == torch.float16 and not finite(t)):
+        raise ValueError(f"{source} holds numbers too large for {dtype}: {', '.join(large)}. Load it as bfloat16")
     module.load_state_dict(cast, strict=True, assign=True)
     unset = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
     if unset:
         raise ValueError(f"{source} leaves {', '.join(unset)} of {type(module).__name__} without values")
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether every value is a number, without a mask of the tensor's size."""
+    tensor = tensor.float() if tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all()) if tensor.numel() else True
 
 
 def sha256(path: Path) -> str:

@@ -27,8 +27,15 @@ from zoo.interface import Decoder, Generator, TextEncoder
 Part: TypeAlias = TextEncoder | Generator | Decoder
 
 CLASSES = {
+    "bert-text": "zoo.text.bert:BertTextEncoder",
     "clip-text": "zoo.text.clip:ClipTextEncoder",
+    "t5-text": "zoo.text.t5:T5TextEncoder",
     "latent-diffusion": "zoo.stable_diffusion.parts:LatentGenerator",
+    "diffusion-prior": "zoo.dalle2.prior:DiffusionPrior",
+    "autoregressive-prior": "zoo.dalle2.autoregressive_prior:AutoregressivePrior",
+    "one-step-prior": "zoo.dalle2.one_step_prior:OneStepPrior",
+    "pixel-diffusion": "zoo.imagen.parts:PixelGenerator",
+    "cascade": "zoo.imagen.parts:CascadeDecoder",
     "vae": "zoo.stable_diffusion.parts:VaeDecoder",
 }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.nn.embeddings import VectorEmbedding, sinusoidal
 from zoo.nn.resampling import Downsample, Upsample
@@ -69,6 +70,45 @@ def test_residual_block_without_change_of_width_adds_to_its_input() -> None:
     assert torch.equal(block(x), x)
 
 
+def test_residual_block_scales_and_shifts_by_the_time_after_the_second_norm() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(8, 16, groups=4, eps=1e-6, time_width=6, scale_shift=True, activation="gelu", scale=0.5)
+    x, time = torch.randn(2, 8, 4, 4), torch.randn(2, 6)
+    scale, shift = block.time(time).view(2, 2, 16, 1, 1).unbind(1)
+    h = block.norm2(block.conv1(nn.functional.gelu(block.norm1(x)))) * (1 + scale) + shift
+    expected = (block.conv2(nn.functional.gelu(h)) + block.shortcut(x)) / 2
+    torch.testing.assert_close(block(x, time), expected)
+    with pytest.raises(ValueError, match="time port"):
+        block(x)
+    with pytest.raises(ValueError, match="time_width"):
+        ResidualBlock(8, 16, groups=4, eps=1e-6, scale_shift=True)
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_residual_block_resamples_both_branches_before_the_first_convolution(direction: Literal["down", "up"]) -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(8, 16, groups=4, eps=1e-6, resample=direction)
+    x = torch.randn(2, 8, 4, 6)
+
+    def resampled(image: Tensor) -> Tensor:
+        if direction == "up":
+            return image.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return (image[:, :, ::2, ::2] + image[:, :, 1::2, ::2] + image[:, :, ::2, 1::2] + image[:, :, 1::2, 1::2]) / 4
+
+    h = block.conv1(resampled(nn.functional.silu(block.norm1(x))))
+    expected = block.conv2(nn.functional.silu(block.norm2(h))) + block.shortcut(resampled(x))
+    assert expected.shape[2:] == ((2, 3) if direction == "down" else (8, 12))
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_residual_block_drops_out_in_training_only() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(8, 8, groups=4, eps=1e-6, dropout=1.0)
+    x = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(block(x), x + block.conv2.bias.view(1, 8, 1, 1))
+    assert not torch.allclose(block.eval()(x), x + block.conv2.bias.view(1, 8, 1, 1))
+
+
 def test_gated_feed_forward_gates_with_the_second_half() -> None:
     torch.manual_seed(0)
     layer, x = GatedFeedForward(6), torch.randn(2, 3, 6)
@@ -90,3 +130,5 @@ def test_vector_embedding() -> None:
     torch.manual_seed(0)
     layer, x = VectorEmbedding(5, 12), torch.randn(3, 5)
     torch.testing.assert_close(layer(x), layer.second(nn.functional.silu(layer.first(x))))
+    gelu = VectorEmbedding(5, 12, "gelu")
+    torch.testing.assert_close(gelu(x), gelu.second(nn.functional.gelu(gelu.first(x))))

@@ -14,7 +14,7 @@ from zoo.data.captions import caption
 from zoo.data.scenes import random_scene
 from zoo.text.clip import ClipTextEncoder
 from zoo.text.tokenizer import Tokenizer
-from zoo.train import cache, run, unet, vae
+from zoo.train import cache, run, text_to_image, vae
 
 COMMON = """
 steps = 3
@@ -44,9 +44,9 @@ def scene_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a sentencepiece model that knows what captions of scenes say."""
     model = tmp_path_factory.mktemp("words") / "tokenizer.model"
     rng = np.random.default_rng(0)
-    said = [caption(random_scene(rng), language, rng) for _ in range(1000) for language in unet.LANGUAGES]
+    said = [caption(random_scene(rng), language, rng) for _ in range(1000) for language in text_to_image.LANGUAGES]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*said, *unet.PROMPTS]),
+        sentence_iterator=iter([*said, *text_to_image.PROMPTS]),
         model_prefix=str(model.with_suffix("")),
         vocab_size=800,
         hard_vocab_limit=False,

@@ -17,7 +17,7 @@ from zoo.data.scenes import COLOURS, SHAPES, Description, heldout
 from zoo.evaluate.checker import Verdict
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import RecipeError, TrainingError, cache, run, unet, vae
+from zoo.train import RecipeError, TrainingError, cache, run, text_to_image, unet, vae
 from zoo.train.task import grid, to_float
 
 pytestmark = pytest.mark.usefixtures("same_cache")
@@ -73,7 +73,7 @@ def test_a_unet_trains_and_draws_through_the_pipeline_parts(home: Path, monkeypa
         judged.append(picture)
         return Verdict(len(judged) % 2 == 0, {}, ())
 
-    monkeypatch.setattr(unet, "judge", judge)
+    monkeypatch.setattr(text_to_image, "judge", judge)
     summary = run(home / "unet.toml", _unet(home, "unet"), device="cpu")
     arguments = json.loads((summary.folder / "config.json").read_text("utf-8"))
     generator = LatentGenerator.load(summary.folder, arguments)
@@ -91,7 +91,7 @@ def test_cached_rows_belong_together(home: Path) -> None:
     pictures = cache.scenes(cache.SceneData(scenes=8, size=64, workers=1))
     text = ClipTextEncoder.load(home / "text")
     with torch.no_grad():
-        rows = unet.tokens(pictures, text, 2, 0.3)
+        rows = text_to_image.tokens(pictures, text, 2, 0.3)
     assert rows.shape == (16, 64, 16)
     rng = np.random.default_rng([5, 1, 7])
     said = caption(pictures.scenes[5], "zh", rng, bool(rng.random() < 0.3))
@@ -124,7 +124,7 @@ def test_parts_that_do_not_fit_are_named(home: Path, override: str, said: str) -
 def test_sample_prompts_name_no_held_out_combination() -> None:
     """They are looked at while a model is made. No two of a prompt's words are a held-out pair, wherever they stand."""
     pairs, object_pairs = heldout()
-    for prompt in unet.PROMPTS:
+    for prompt in text_to_image.PROMPTS:
         shapes = {s for s in SHAPES if re.search(rf"\b{s}", prompt) or ZH_OBJECT[s][0] in prompt}
         colours = {c for c in COLOURS if re.search(rf"\b{c}\b", prompt) or ZH_COLOUR[c] in prompt}
         assert shapes, prompt

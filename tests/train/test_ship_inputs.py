@@ -17,8 +17,9 @@ from zoo.evaluate.checker import Reading, Verdict
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
 from zoo.train.map import MapRecipe
+from zoo.train.measure import measure
 from zoo.train.recipe import read_toml, validate
-from zoo.train.ship import ShipRecipe, assemble, measure
+from zoo.train.ship import ShipRecipe, assemble
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +42,10 @@ def folder(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (run / "config.json").write_text(json.dumps(arguments), "utf-8")
     story = {"recipe": {"part": "map"}, "step": 7, "images": 224, "minutes": 0.5}
     (run / "training.json").write_text(json.dumps(story), "utf-8")
-    said = {"name": "mapped", "summary": "Maps.", "base": "wide", "unet": run, "out": shelf, "edits": 1, "maps": 2}
-    recipe = ShipRecipe.model_validate(said | {"defaults": {"steps": 1, "guidance": 2.0}})
+    base = {"base": "wide"}
+    parts = {"text_encoder": base, "generator": {"kind": "latent-diffusion", "run": run}, "decoder": base}
+    said = {"name": "mapped", "family": "Stable Diffusion", "summary": "Maps.", "out": shelf, "edits": 1, "maps": 2}
+    recipe = ShipRecipe.model_validate(said | parts | {"defaults": {"steps": 1, "guidance": 2.0}})
     folder = assemble(recipe)
     measure(folder, recipe, ["editing", "maps"])
     return folder

@@ -7,6 +7,7 @@ the variance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +19,12 @@ from zoo.interface import Conditioning, Prediction
 
 Target = Literal["epsilon", "x0", "v"]
 Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+Times = Literal["exact", "rounded", "floored"]
+ROUNDING: dict[Times, Callable[[Tensor], Tensor]] = {
+    "exact": torch.clone,
+    "rounded": torch.round,
+    "floored": torch.floor,
+}
 
 
 def target(kind: Target, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -46,6 +53,8 @@ class Denoiser(nn.Module):
     log variance, "learned_range" it gives in [-1, 1] the place between the logarithms of the two (arXiv 2102.09672).
     guidance_range: the guidance scales of a network that was distilled to act them out by itself, told by its port
         `Conditioning.guidance` (arXiv 2310.04378); None for one that has no such port.
+    times: how the network is told times that lie between the whole ones it was trained at. The levels that its output
+        is read with are exact in any case.
 
     Raises:
         ValueError: an unknown prediction or variance, or a range that is none.
@@ -58,15 +67,17 @@ class Denoiser(nn.Module):
         prediction: Target = "epsilon",
         variance: Variance = "fixed_small",
         guidance_range: tuple[float, float] | None = None,
+        times: Times = "exact",
     ) -> None:
         super().__init__()
-        for what, name, known in (("prediction", prediction, Target), ("variance", variance, Variance)):
+        named = (("prediction", prediction, Target), ("variance", variance, Variance), ("times", times, Times))
+        for what, name, known in named:
             if name not in get_args(known):
                 raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(get_args(known))}")
         if guidance_range is not None and not guidance_range[0] <= guidance_range[1]:
             raise ValueError(f"the guidance range is (lowest, highest), got {guidance_range}")
         self.network, self.schedule, self.prediction, self.variance = network, schedule, prediction, variance
-        self.guidance_range = guidance_range
+        self.guidance_range, self.times = guidance_range, times
 
     @property
     def learns_variance(self) -> bool:
@@ -87,7 +98,7 @@ class Denoiser(nn.Module):
             ValueError: the output does not have the shape that the denoiser's settings say.
         """
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
-        times = torch.as_tensor(t, dtype=torch.float32).to(x.device).expand(x.shape[0])
+        times = ROUNDING[self.times](torch.as_tensor(t, dtype=torch.float32)).to(x.device).expand(x.shape[0])
         output = self.network(x.to(dtype), times, cast(conditioning, x.device, dtype)).to(x.dtype)
         shape = list(x.shape)
         if self.learns_variance:

@@ -12,7 +12,7 @@ from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import Predict, guided
 from zoo.diffusion.noise import INITIAL
 from zoo.diffusion.samplers import find_sampler
-from zoo.diffusion.spacing import End, make_grid
+from zoo.diffusion.spacing import End, Grid, make_grid
 from zoo.interface import Conditioning, Init, NoiseSource, Observer, Prediction, Sampling
 
 
@@ -29,6 +29,7 @@ def sample(
     init: Init | None = None,
     observe: Observer | None = None,
     end: End = "zero",
+    grid: Grid | None = None,
 ) -> Tensor:
     """Sample data of `shape` [batch, ...] in float32 on the denoiser's device.
 
@@ -37,24 +38,26 @@ def sample(
     init: start from given data (arXiv 2108.01073); with a mask, keep it where the mask is 0 (inpainting).
     observe: called after every step; returning True ends the sampling with the clean estimate of that step.
     end: "zero" ends at clean data, "sigma_min" at the schedule's least noise.
+    grid: the points to visit, instead of those that `sampling.spacing` and `end` name.
 
     Raises:
         ValueError: unknown sampler or spacing, settings out of range, or shapes that do not fit.
     """
     device, shape = denoiser.device, tuple(shape)
     sampler = find_sampler(sampling.sampler, sampling.eta)
-    grid = make_grid(denoiser.schedule, sampling.steps, sampling.spacing, end)
+    grid = grid or make_grid(denoiser.schedule, sampling.steps, sampling.spacing, end)
     predict = guided(denoiser, conditioning, null, sampling)
 
     def draw(step: int) -> Tensor:
         return noise.draw(stage, step, shape).to(device)
 
-    x = draw(INITIAL)  # all schedules preserve variance: states of unit-variance data have it at every time
+    noised = draw(INITIAL)
+    x = grid.scale * noised  # 1: all schedules preserve variance, states of unit-variance data have it at every time
     data, mask = _check(init, shape, device)
     if init is not None and data is not None:
         grid = grid.truncate(init.strength)
         alpha, sigma = float(grid.alpha[0]), float(grid.sigma[0])
-        noised = alpha * data + sigma * x
+        noised = alpha * data + sigma * noised
         if init.strength < 1:
             x = noised
         elif mask is not None:

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -188,7 +189,7 @@ def plms(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
     for i, a, b in grid.pairs():
         x0 = predict(x, a.t).x0
         slopes = [epsilon(x, x0, a), *slopes[:3]]
-        slope = sum(weight * slope for weight, slope in zip(ADAMS_BASHFORTH[len(slopes) - 1], slopes, strict=True))
+        slope = _adams_bashforth(slopes)
         if i == 0 and b.sigma > 0:
             end = transfer(x, x0, a, b)
             slope = (slopes[0] + epsilon(end, predict(end, b.t).x0, b)) / 2
@@ -196,6 +197,51 @@ def plms(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
             x0 = (x - a.sigma * slope) / a.alpha
         x = b.alpha * x0 + b.sigma * slope
         yield Step(i, a.t, x, x0)
+
+
+def plms_v(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
+    """PLMS for networks that predict v, with the slopes taken of v itself, as published; else as `plms`."""
+    slopes: list[Tensor] = []
+    for i, a, b in grid.pairs():
+        now = predict(x, a.t)
+        slopes = [now.raw, *slopes[:3]]
+        slope = _adams_bashforth(slopes)
+        if i == 0 and b.sigma > 0:
+            slope = (slopes[0] + predict(transfer(x, now.x0, a, b), b.t).raw) / 2
+        x0 = a.alpha * x - a.sigma * slope
+        x = b.alpha * x0 + b.sigma * (a.alpha * slope + a.sigma * x)
+        yield Step(i, a.t, x, x0)
+
+
+def _adams_bashforth(slopes: list[Tensor]) -> Tensor:
+    weighted = [weight * slope for weight, slope in zip(ADAMS_BASHFORTH[len(slopes) - 1], slopes, strict=True)]
+    return torch.stack(weighted).sum(0)
+
+
+def lms(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
+    """Linear multistep of order 4 on x / alpha against sigma / alpha (k-diffusion): the slopes of the last points are
+    joined by a polynomial, which is integrated exactly."""
+    past: list[tuple[float, Tensor]] = []  # (sigma / alpha, slope) of the last points, newest first
+    for i, a, b in grid.pairs():
+        x0 = predict(x, a.t).x0
+        if a.alpha > 0:
+            past = [(a.sigma / a.alpha, epsilon(x, x0, a)), *past[:3]]
+            weights = _lagrange_integrals([level for level, _ in past], a.sigma / a.alpha, b.sigma / b.alpha)
+            steps = (weight * slope for weight, (_, slope) in zip(weights, past, strict=True))
+            x = b.alpha * sum(steps, x / a.alpha)
+        else:  # an infinite noise level is no point of a polynomial
+            x = transfer(x, x0, a, b)
+        yield Step(i, a.t, x, x0)
+
+
+def _lagrange_integrals(places: list[float], start: float, end: float) -> list[float]:
+    # The integral from start to end of each polynomial that is 1 at one of the places and 0 at the others.
+    integrals = []
+    for k, place in enumerate(places):
+        others = [other for j, other in enumerate(places) if j != k]
+        whole = np.poly1d(others, r=True).integ()
+        integrals.append(float(whole(end) - whole(start)) / math.prod(place - other for other in others))
+    return integrals
 
 
 Times = TypeVar("Times", float, Tensor)
@@ -226,9 +272,12 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "unipc": unipc,
+    "unipc_1": partial(unipc, order=1),
     "unipc_bh1": partial(unipc, variant="bh1"),
     "unipc_3": partial(unipc, order=3),
     "plms": plms,
+    "plms_v": plms_v,
+    "lms": lms,
     "lcm": lcm,
 }
 

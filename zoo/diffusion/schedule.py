@@ -54,7 +54,8 @@ class Schedule:
     """A discrete noise schedule; its fields are plain data, so `Schedule(**json)` and `asdict(schedule)` are inverse.
 
     `start` and `end` are the schedule's bounds (betas; for cosine the offset and the largest beta), None for the
-    published ones. With `zero_snr` the last time is pure noise, alpha = 0 exactly (arXiv 2305.08891).
+    published ones. With `zero_snr` the last time is pure noise, alpha = 0 exactly (arXiv 2305.08891), or almost:
+    `floor` is what alpha^2 keeps there, for solvers that need a finite sigma / alpha.
 
     Raises:
         ValueError: unknown name, fewer than 2 steps, or bounds outside (0, 1).
@@ -65,6 +66,7 @@ class Schedule:
     start: float | None = None
     end: float | None = None
     zero_snr: bool = False
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
@@ -75,6 +77,10 @@ class Schedule:
             raise ValueError(f"a noise schedule needs at least 2 steps, got {self.steps}")
         if not all(0 < bound < 1 for bound in self.bounds):
             raise ValueError(f"start and end of a noise schedule lie in (0, 1), got {self.bounds}")
+        if not 0 <= self.floor < 1 or (self.floor and not self.zero_snr):
+            raise ValueError(
+                f"floor is what alpha^2 keeps at the end of a zero_snr schedule, in [0, 1), got {self.floor}"
+            )
 
     @property
     def bounds(self) -> Bounds:
@@ -89,6 +95,7 @@ class Schedule:
         if self.zero_snr:  # shift sqrt(power) so that its end is 0, scale so that its beginning stays
             root = power.sqrt()
             power = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+            power[-1] = self.floor
         return power
 
     @cached_property
@@ -100,7 +107,7 @@ class Schedule:
     def _finite_lambdas(self) -> Tensor:
         # To interpolate towards pure noise, lambda = -inf is replaced by going on as before.
         lambdas = self.lambdas.clone()
-        if self.zero_snr:
+        if self.zero_snr and not self.floor:
             lambdas[-1] = 2 * lambdas[-2] - lambdas[-3] if self.steps > 2 else lambdas[-2] - 1
         return lambdas
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, NamedTuple, get_args
 
@@ -27,12 +27,18 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """The points a sampler visits, noisiest first: times and levels, each [steps + 1] float64 on the CPU."""
+    """The points a sampler visits, noisiest first: times and levels, each [steps + 1] float64 on the CPU.
+
+    landing: where each step ends, for conventions in which that is not where the next begins. scale: what the unit
+    noise is multiplied by that sampling starts from.
+    """
 
     t: Tensor
     alpha: Tensor
     sigma: Tensor
     lambda_: Tensor
+    landing: tuple[Point, ...] | None = field(default=None, kw_only=True)
+    scale: float = field(default=1.0, kw_only=True)
 
     @classmethod
     def at(cls, schedule: Schedule, times: Sequence[float] | Tensor) -> Grid:
@@ -56,7 +62,7 @@ class Grid:
         """(index, where the step begins, where it ends) of every step."""
         levels = (self.t, self.alpha, self.sigma, self.lambda_)
         points = [Point(*values) for values in zip(*(level.tolist() for level in levels), strict=True)]
-        yield from zip(range(self.steps), points[:-1], points[1:], strict=True)
+        yield from zip(range(self.steps), points[:-1], self.landing or points[1:], strict=True)
 
     def truncate(self, strength: float) -> Grid:
         """The last `strength` in (0, 1] of the steps (at least one), for starting from a given x0 (arXiv 2108.01073).

@@ -6,6 +6,9 @@ Which kernel computes it is decided here, once, per device, dtype and need of gr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -13,6 +16,9 @@ from torch import Tensor, nn
 
 CHUNK = 512  # queries whose scores one head holds at a time: these stay in a CPU core's cache
 SMALL = 256 * 256  # scores of one head below which all heads and images go in one product
+
+Beside: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Queries and what they saw, both [batch, heads, queries, width], to what they see with more to look at."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, upcast: bool = False) -> Tensor:
@@ -83,6 +89,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.upcast = heads, upcast
+        self.beside: list[Beside] = []  # adapters that have the queries look at more than the context
         inner, source = heads * head_width, width if context_width is None else context_width
         self.to_q = nn.Linear(width, inner, bias=bias)
         self.to_k = nn.Linear(source, inner, bias=bias)
@@ -97,7 +104,10 @@ class Attention(nn.Module):
             for t in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
         mask = None if mask is None else rearrange(mask, "b n -> b 1 1 n")
-        return self.to_out(rearrange(attend(q, k, v, mask, upcast=self.upcast), "b h n d -> b n (h d)"))
+        seen = attend(q, k, v, mask, upcast=self.upcast)
+        for look in self.beside:
+            seen = look(q, seen)
+        return self.to_out(rearrange(seen, "b h n d -> b n (h d)"))
 
 
 class ImageAttention(nn.Module):

@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+
+from zoo.nn.activation import ACTIVATIONS, Activation
 
 
 def sinusoidal(t: Tensor, width: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0.0) -> Tensor:
@@ -23,12 +24,13 @@ def sinusoidal(t: Tensor, width: int, *, flip_sin_to_cos: bool = True, freq_shif
 
 
 class VectorEmbedding(nn.Module):
-    """A vector [batch, in_width] through two linear layers with a SiLU between them: [batch, out_width]."""
+    """A vector [batch, in_width] through two linear layers with a nonlinearity between them: [batch, out_width]."""
 
-    def __init__(self, in_width: int, out_width: int) -> None:
+    def __init__(self, in_width: int, out_width: int, activation: Activation = "silu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.first = nn.Linear(in_width, out_width)
         self.second = nn.Linear(out_width, out_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(silu(self.first(x)))
+        return self.second(self.activation(self.first(x)))

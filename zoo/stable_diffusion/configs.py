@@ -1,21 +1,13 @@
-"""Configs of published checkpoints (diffusers' config.json) as ours, and ours as theirs.
-
-Each option of theirs is in one of three tables: those with a counterpart here, those that must have the one value that
-Stable Diffusion's networks are built with, and those that change nothing in the network.
-"""
+"""Configs of published checkpoints (diffusers' config.json) as ours, and ours as theirs, by tables of `zoo.options`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
-
+from zoo.options import BuiltIn, Fields, Options, levels_of, lists, read, refuse_others, sequence, take
 from zoo.stable_diffusion.unet import UNetConfig
 from zoo.stable_diffusion.vae import VAEConfig
 
-Options: TypeAlias = Mapping[str, object]
-
 # Their option: (our field, the value that its absence means).
-UNET_FIELDS: dict[str, tuple[str, object]] = {
+UNET_FIELDS: Fields = {
     "in_channels": ("in_channels", 4),
     "out_channels": ("out_channels", 4),
     "block_out_channels": ("channels", (320, 640, 1280, 1280)),
@@ -32,7 +24,7 @@ UNET_FIELDS: dict[str, tuple[str, object]] = {
     "freq_shift": ("freq_shift", 0),
     "time_cond_proj_dim": ("guidance_width", None),
 }
-VAE_FIELDS: dict[str, tuple[str, object]] = {
+VAE_FIELDS: Fields = {
     "in_channels": ("in_channels", 3),
     "out_channels": ("out_channels", 3),
     "latent_channels": ("latent_channels", 4),
@@ -47,7 +39,7 @@ VAE_FIELDS: dict[str, tuple[str, object]] = {
 }
 
 # Their option: the values that this network has built in.
-UNET_BUILT_IN: dict[str, tuple[object, ...]] = {
+UNET_BUILT_IN: BuiltIn = {
     "act_fn": ("silu", "swish"),
     "addition_embed_type": (None,),
     "attention_type": ("default",),
@@ -73,7 +65,7 @@ UNET_BUILT_IN: dict[str, tuple[object, ...]] = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-VAE_BUILT_IN: dict[str, tuple[object, ...]] = {
+VAE_BUILT_IN: BuiltIn = {
     "act_fn": ("silu", "swish"),
     "latents_mean": (None,),
     "latents_std": (None,),
@@ -100,11 +92,11 @@ def unet_config_from_diffusers(options: Options) -> UNetConfig:
     Raises:
         ValueError: for an option that would make another network than this one, naming what is supported.
     """
-    options = {name: _tuples(value) for name, value in options.items() if not name.startswith("_")}
-    fields = _fields(options, UNET_FIELDS)
+    options = read(options)
+    fields = take(options, UNET_FIELDS)
     down = options.pop("down_block_types", (CROSS[0],) * 3 + (PLAIN[0],))
     up = options.pop("up_block_types", (PLAIN[1],) + (CROSS[1],) * 3)
-    fields["attention"] = _attention(down, up)
+    fields["attention"] = levels_of(down, up, CROSS, PLAIN)
     context = fields["context_width"]
     if isinstance(context, tuple):
         if len(set(context)) != 1:
@@ -118,7 +110,7 @@ def unet_config_from_diffusers(options: Options) -> UNetConfig:
         fields["vector_width"] = projected
     else:
         fields["augmentation_levels"] = levels
-    _check(options, UNET_BUILT_IN, UNET_HARMLESS, "U-Net")
+    refuse_others(options, UNET_BUILT_IN, UNET_HARMLESS, "Stable Diffusion's U-Net")
     return UNetConfig.model_validate(fields)
 
 
@@ -126,7 +118,7 @@ def unet_config_to_diffusers(config: UNetConfig) -> dict[str, object]:
     """The options of a diffusers UNet2DConditionModel that is the same network."""
     levels = range(len(config.channels))
     options: dict[str, object] = {"_class_name": "UNet2DConditionModel"}
-    options |= {theirs: _lists(getattr(config, ours)) for theirs, (ours, _) in UNET_FIELDS.items()}
+    options |= {theirs: lists(getattr(config, ours)) for theirs, (ours, _) in UNET_FIELDS.items()}
     if config.head_width is not None:
         options["attention_head_dim"] = [max(1, c // config.head_width) for c in config.channels]
     options["down_block_types"] = [(CROSS if config.attention[i] else PLAIN)[0] for i in levels]
@@ -143,67 +135,23 @@ def vae_config_from_diffusers(options: Options) -> VAEConfig:
     Raises:
         ValueError: for an option that would make another network than this one, naming what is supported.
     """
-    options = {name: _tuples(value) for name, value in options.items() if not name.startswith("_")}
-    fields = _fields(options, VAE_FIELDS)
+    options = read(options)
+    fields = take(options, VAE_FIELDS)
     if fields["shift_factor"] is None:
         fields["shift_factor"] = 0.0
     for option, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         blocks = options.pop(option, (kind,))
-        if blocks != (kind,) * len(_sequence(fields["channels"])):
+        if blocks != (kind,) * len(sequence(fields["channels"])):
             raise ValueError(f"{option}={blocks}: supported is {kind!r} once for each of block_out_channels")
-    _check(options, VAE_BUILT_IN, VAE_HARMLESS, "VAE")
+    refuse_others(options, VAE_BUILT_IN, VAE_HARMLESS, "Stable Diffusion's VAE")
     return VAEConfig.model_validate(fields)
 
 
 def vae_config_to_diffusers(config: VAEConfig) -> dict[str, object]:
     """The options of a diffusers AutoencoderKL that is the same network."""
     options: dict[str, object] = {"_class_name": "AutoencoderKL"}
-    options |= {theirs: _lists(getattr(config, ours)) for theirs, (ours, _) in VAE_FIELDS.items()}
+    options |= {theirs: lists(getattr(config, ours)) for theirs, (ours, _) in VAE_FIELDS.items()}
     options["shift_factor"] = config.shift_factor or None
     options["down_block_types"] = ["DownEncoderBlock2D"] * len(config.channels)
     options["up_block_types"] = ["UpDecoderBlock2D"] * len(config.channels)
     return options
-
-
-def _fields(options: dict[str, object], table: dict[str, tuple[str, object]]) -> dict[str, object]:
-    """Our fields out of their options, which are taken away."""
-    return {ours: options.pop(theirs, default) for theirs, (ours, default) in table.items()}
-
-
-def _attention(down: object, up: object) -> tuple[bool, ...]:
-    """Which levels have attention, finest first, from the kinds of their blocks."""
-    kinds = _sequence(down)
-    attention = tuple(kind == CROSS[0] for kind in kinds)
-    mirrored = tuple(CROSS[1] if attends else PLAIN[1] for attends in reversed(attention))
-    if not set(kinds) <= {CROSS[0], PLAIN[0]} or _sequence(up) != mirrored:
-        raise ValueError(
-            f"down_block_types={down}, up_block_types={up}: supported are {CROSS[0]!r} and {PLAIN[0]!r}, "
-            f"mirrored by {CROSS[1]!r} and {PLAIN[1]!r}"
-        )
-    return attention
-
-
-def _check(options: Options, built_in: dict[str, tuple[object, ...]], harmless: set[str], part: str) -> None:
-    """Refuse what is left and would change the network; an unknown option that is None or False is off."""
-    for name, value in options.items():
-        if name in built_in and value not in built_in[name]:
-            supported = " or ".join(repr(v) for v in built_in[name])
-            raise ValueError(
-                f"{name}={value!r} makes another network than Stable Diffusion's {part}: supported is {supported}"
-            )
-        if name not in built_in and name not in harmless and value is not None and value is not False:
-            raise ValueError(
-                f"{name}={value!r} is no known option of Stable Diffusion's {part}: supported is to leave it out"
-            )
-
-
-def _sequence(value: object) -> tuple[object, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _tuples(value: object) -> object:
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _lists(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
+from zoo.diffusion.published import SPACING, Convention
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import (
+    Adaptable,
     Conditioning,
     Init,
     NoiseSource,
@@ -26,7 +28,9 @@ from zoo.interface import (
     TextFeatures,
     TextSpec,
 )
+from zoo.stable_diffusion import keys
 from zoo.stable_diffusion.conditioning import map_channels
+from zoo.stable_diffusion.tiling import in_slices, in_tiles
 from zoo.stable_diffusion.unet import UNet, UNetConfig
 from zoo.stable_diffusion.vae import VAE, VAEConfig
 
@@ -49,6 +53,7 @@ class GeneratorConfig(BaseModel):
     variance: Variance = "fixed_small"
     guidance_range: tuple[float, float] | None = None  # of a network distilled to take guidance as an input
     classes: tuple[str, ...] = ()  # of the semantic map that it takes beside the text, by their numbers
+    convention: Convention | None = None  # of a published checkpoint's own scheduler, the spacing "published"
 
     @model_validator(mode="after")
     def _fits(self) -> GeneratorConfig:
@@ -68,6 +73,11 @@ class GeneratorConfig(BaseModel):
                 f"a map of {len(self.classes)} classes and {self.unet.out_channels} latent channels make "
                 f"{self.unet.out_channels + len(self.classes)} channels, but the U-Net takes {self.unet.in_channels}"
             )
+        if not self.classes and self.unet.in_channels not in (self.unet.out_channels, 2 * self.unet.out_channels + 1):
+            raise ValueError(
+                f"the U-Net takes {self.unet.in_channels} channels: known are {self.unet.out_channels} of latents, and "
+                f"{2 * self.unet.out_channels + 1} with a mask and the latents of what it leaves (inpainting)"
+            )
         return self
 
 
@@ -83,6 +93,7 @@ class LatentGenerator(nn.Module):
     def of(cls, network: UNet, config: GeneratorConfig) -> LatentGenerator:
         """The generator of a network that was trained as `config` says."""
         denoiser = Denoiser(network, config.schedule, config.prediction, config.variance, config.guidance_range)
+        denoiser.times = "exact" if config.convention is None else config.convention.times
         return cls(denoiser, config)
 
     @classmethod
@@ -103,6 +114,12 @@ class LatentGenerator(nn.Module):
         return self.config.model_dump(mode="json"), [UNET]
 
     @property
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The U-Net, and what adapter files call its modules."""
+        network = self.denoiser.network
+        return {"unet": Adaptable(network, keys.UNET.published(network))}
+
+    @property
     def needs(self) -> TextSpec:
         text = self.config.text
         return text if self.config.unet.vector_width else replace(text, pooled=None)
@@ -111,6 +128,11 @@ class LatentGenerator(nn.Module):
     def classes(self) -> tuple[str, ...]:
         """What the numbers in a layout mean; empty if this generator takes none."""
         return self.config.classes
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether it was trained to fill a masked picture, which it then needs: `Init` with `mask` and `known`."""
+        return not self.classes and self.config.unet.in_channels > self.config.unet.out_channels
 
     @property
     def heeds_negative(self) -> bool:
@@ -153,15 +175,23 @@ class LatentGenerator(nn.Module):
         """Latents for text features [batch, ...], guided away from `null`.
 
         layout [batch, height, width]: the class of every pixel, for a generator that has `classes`; None leaves it
-        open. Guidance leads away from `null` in the same layout.
+        open. Guidance leads away from `null` in the same layout. The spacing "published" is that of a published
+        checkpoint's own scheduler.
 
         Raises:
-            ValueError: an impossible size, a layout that does not fit, or sampling settings that do not exist.
+            ValueError: an impossible size, a layout that does not fit, no picture for a generator that `inpaints`, or
+                sampling settings that do not exist.
         """
         shape = (text.tokens.shape[0], *self.shape(size))
+        concat = self._picture(init, shape) if self.inpaints else self._concat(layout, shape)
+        if self.inpaints and init is not None:  # it sees for itself what to keep
+            init = None if init.strength == 1 else replace(init, mask=None)
+        grid = None
+        if sampling.spacing == SPACING and self.config.convention is not None:
+            grid = self.config.convention.grid(self.config.schedule, sampling.steps)
         data = sample(
             self.denoiser,
-            replace(self._conditioning(text), concat=self._concat(layout, shape)),
+            replace(self._conditioning(text), concat=concat),
             self._conditioning(null),
             noise,
             sampling,
@@ -169,8 +199,16 @@ class LatentGenerator(nn.Module):
             stage="latent",
             init=init,
             observe=observe,
+            grid=grid,
         )
         return Representation(data, "latent", self.config.latent_space)
+
+    def _picture(self, init: Init | None, shape: tuple[int, ...]) -> Tensor:
+        """What the network is shown of the picture to fill: the mask, and the latents of what the mask leaves."""
+        if init is None or init.mask is None or init.known is None:
+            raise ValueError("this generator was trained for inpainting: give image= and mask=")
+        batch, channels, *size = shape
+        return torch.cat([init.mask.expand(batch, 1, *size), init.known.expand(batch, channels, *size)], dim=1)
 
     def _conditioning(self, text: TextFeatures) -> Conditioning:
         vector = text.pooled if self.config.unet.vector_width else None
@@ -191,29 +229,43 @@ class LatentGenerator(nn.Module):
         return map_channels(layout, len(self.classes), self.config.factor)
 
 
-class VaeDecoder(nn.Module):
-    """A VAE's latents, in the units diffusion works in, to images; with the encoder, also the way back."""
+AT_ONCE = 4 * 96 * 96  # latent places that are decoded together: memory stays that of a few pictures
 
-    def __init__(self, vae: VAE) -> None:
+
+class VaeDecoder(nn.Module):
+    """A VAE's latents, in the units diffusion works in, to images; with the encoder, also the way back.
+
+    `tile`, the side of a tile in latents (64 is usual), decodes big pictures in parts (`zoo.stable_diffusion.tiling`),
+    in little memory and with slightly other colours; None decodes each as a whole.
+    """
+
+    def __init__(self, vae: VAE, tile: int | None = None) -> None:
         super().__init__()
         self.vae = vae.requires_grad_(False).eval()
+        self.tile = tile
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object]) -> VaeDecoder:
-        """The decoder of a model folder.
+        """The decoder of a model folder, or of one that holds a VAE alone.
 
         Raises:
             ValueError: the arguments or the tensors do not fit, or the file is damaged.
         """
         config = VAEConfig.model_validate(arguments)
+        path = folder / VAE_FILE if (folder / VAE_FILE).is_file() else folder / VAE_FILE.name
         vae = tensors.on_meta(lambda: VAE(config))
-        tensors.assign(vae, tensors.read(folder / VAE_FILE), source=folder / VAE_FILE)
+        tensors.assign(vae, tensors.read(path), source=path)
         return cls(vae)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
         tensors.write(folder / VAE_FILE, self.vae.state_dict(), dtype)
         return self.vae.config.model_dump(mode="json"), [VAE_FILE]
+
+    @property
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The autoencoder, and what diffusers calls its modules."""
+        return {"vae": Adaptable(self.vae, keys.VAE.published(self.vae))}
 
     @cached_property
     def needs(self) -> RepresentationSpec:
@@ -241,8 +293,13 @@ class VaeDecoder(nn.Module):
         """Images [batch, 3, height, width] in [0, 1], float32; text and noise are not looked at."""
         weight = next(self.vae.parameters())
         latents = representation.data.to(weight.device, weight.dtype)
-        images = self.vae.decode(self.vae.from_diffusion(latents))
+        images = in_slices(self._decode, self.vae.from_diffusion(latents), AT_ONCE)
         return ((images.float() + 1) / 2).clamp(0, 1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        if self.tile is None or max(latents.shape[-2:]) <= self.tile:
+            return self.vae.decode(latents)
+        return in_tiles(self.vae.decode, latents, self.tile, self.vae.downsampling)
 
     def encode(self, images: Tensor) -> Representation:
         """Images [batch, 3, height, width] in [0, 1] to latents: the mean of their posterior.

@@ -18,12 +18,14 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 from zoo import tensors
-from zoo.interface import TextFeatures, TextSpec
+from zoo.interface import Adaptable, TextFeatures, TextSpec
+from zoo.text.pretrained import PublishedTokenizer
 from zoo.text.tokenizer import FILE, Tokenizer
 
 CONFIG = Path("text_encoder") / "config.json"
 WEIGHTS = Path("text_encoder") / "model.safetensors"
 PROJECTION = "text_projection.weight"
+PREFIX = "text_model."
 LEFT_OVER = (r".*position_ids", r"logit_scale", r"vision_model\..*", r"visual_projection\..*")
 FIELDS = (  # of config.json, nothing else in it is listened to
     *("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads"),
@@ -37,12 +39,16 @@ class ClipTextEncoder(nn.Module):
     `layer` counts hidden layers from the end: -1 is the last, -2 the one before.
     """
 
-    def __init__(self, model: CLIPTextModelWithProjection, tokenizer: Tokenizer, *, layer: int = -2) -> None:
+    def __init__(
+        self, model: CLIPTextModelWithProjection, tokenizer: Tokenizer | PublishedTokenizer, *, layer: int = -2
+    ) -> None:
         super().__init__()
         config = model.config
         if not -config.num_hidden_layers <= layer <= -1:
             raise ValueError(f"layer must be from {-config.num_hidden_layers} to -1, not {layer}")
-        if len(tokenizer) > config.vocab_size or tokenizer.window != config.max_position_embeddings:
+        room, window = config.max_position_embeddings, tokenizer.window
+        fits = window <= room if isinstance(tokenizer, PublishedTokenizer) else window == room
+        if len(tokenizer) > config.vocab_size or not fits:
             raise ValueError(
                 f"the tokenizer ({len(tokenizer)} pieces, window {tokenizer.window}) is not the one this text tower "
                 f"was made for ({config.vocab_size} pieces, window {config.max_position_embeddings})"
@@ -68,14 +74,51 @@ class ClipTextEncoder(nn.Module):
             config = CLIPTextConfig(**{field: said[field] for field in FIELDS if field in said})
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{source} is not the config of a CLIP text tower: {error}") from error
-        stored = tensors.read(weights)
+        return cls._of(config, tensors.read(weights), _tokenizer(folder, config), weights, **_layer(arguments))
+
+    @classmethod
+    def of(
+        cls,
+        said: Mapping[str, object],
+        stored: Mapping[str, Tensor],
+        tokenizer: Tokenizer | PublishedTokenizer,
+        source: str | Path,
+        *,
+        layer: int = -1,
+    ) -> ClipTextEncoder:
+        """The text encoder of a config and tensors, as published: with transformers' prefix `text_model.` or without.
+
+        Raises:
+            ValueError: the config or the tensors are no CLIP's, or do not fit each other or the tokenizer.
+        """
+        if said.get("use_attention_mask"):
+            raise ValueError(
+                f"use_attention_mask={said['use_attention_mask']!r} of {source}: supported is to leave it out"
+            )
+        try:
+            config = CLIPTextConfig(**{field: said[field] for field in FIELDS if field in said})
+        except Exception as error:  # the library checks with many kinds of error
+            raise ValueError(f"{source} is not the config of a CLIP text tower: {error}") from error
+        plain = not any(name.startswith(PREFIX) for name in stored)
+        named = {PREFIX + n if plain and n != PROJECTION else n: tensor for n, tensor in stored.items()}
+        return cls._of(config, named, tokenizer, source, layer)
+
+    @classmethod
+    def _of(
+        cls,
+        config: CLIPTextConfig,
+        stored: Mapping[str, Tensor],
+        tokenizer: Tokenizer | PublishedTokenizer,
+        source: str | Path,
+        layer: int,
+    ) -> ClipTextEncoder:
         model = tensors.on_meta(lambda: CLIPTextModelWithProjection(config))
         if PROJECTION not in stored:
             model.text_projection = nn.Identity()
         # Not stored, so not on meta: see `tensors.on_meta`.
         model.text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
-        tensors.assign(model, stored, source=weights, ignore=LEFT_OVER)
-        return cls(model, Tokenizer.load(folder, config.max_position_embeddings), **_layer(arguments))
+        tensors.assign(model, stored, source=source, ignore=LEFT_OVER)
+        return cls(model, tokenizer, layer=layer)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
@@ -84,16 +127,25 @@ class ClipTextEncoder(nn.Module):
         said = {"architectures": [kind], "model_type": "clip_text_model"}
         said |= {field: getattr(self.model.config, field) for field in FIELDS}
         (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        if isinstance(self.tokenizer, PublishedTokenizer):
+            files = [FILE.parent / name for name in self.tokenizer.save(folder / FILE.parent)]
+            return {"layer": self.layer}, [CONFIG, WEIGHTS, *files]
         (folder / FILE).parent.mkdir(exist_ok=True)
         (folder / FILE).write_bytes(self.tokenizer.model)
         return {"layer": self.layer}, [CONFIG, WEIGHTS, FILE]
+
+    @property
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The text tower; transformers 5 calls its modules without the `text_model` that older files have."""
+        names = [name for name, _ in self.model.named_modules()]
+        return {"text_encoder": Adaptable(self.model, {n: (n, n.removeprefix("text_model.")) for n in names})}
 
     @cached_property
     def produces(self) -> TextSpec:
         config = self.model.config
         pooled = None if isinstance(self.model.text_projection, nn.Identity) else config.projection_dim
         space = f"clip-{tensors.fingerprint(self.model.state_dict())}{self.layer}"
-        return TextSpec(config.hidden_size, space, config.max_position_embeddings, pooled)
+        return TextSpec(config.hidden_size, space, self.tokenizer.window, pooled)
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of `prompts`, on the encoder's device. Warns of words that the vocabulary does not know.
@@ -116,6 +168,15 @@ class ClipTextEncoder(nn.Module):
             return None
         end = (ids == self.tokenizer.end).int().argmax(1)
         return self.model.text_projection(last[torch.arange(len(ids), device=ids.device), end])
+
+
+def _tokenizer(folder: Path, config: CLIPTextConfig) -> Tokenizer | PublishedTokenizer:
+    """Our own tokenizer, or the published one that a converted model keeps."""
+    if (folder / FILE).is_file():
+        return Tokenizer.load(folder, config.max_position_embeddings)
+    if (folder / FILE.parent / "tokenizer_config.json").is_file():
+        return PublishedTokenizer.load(folder / FILE.parent, "CLIPTokenizer", config.max_position_embeddings)
+    return Tokenizer.load(folder, config.max_position_embeddings)  # which says what is missing
 
 
 def _layer(arguments: Mapping[str, object] | None) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Prompts to token ids with a sentencepiece model: <s> pieces </s> <pad> ..., always one window long.
+"""Prompts to token ids with a sentencepiece model: <s> pieces </s> <pad> ..., always one window long (T5 has no <s>).
 
 Nothing is dropped silently: a prompt that does not fit the window is an error, a word that the vocabulary does not know
 is announced.
@@ -28,26 +28,30 @@ class UnknownWords(UserWarning):
 class Tokenizer:
     """A sentencepiece model and a window of `window` tokens, the first and last markers included.
 
+    `begin` False leaves the first marker away: `self.begin` is None then, and the model need not have one.
+
     Raises:
-        ValueError: the model cannot be read, or lacks one of the four special pieces (unknown, begin, end, padding).
+        ValueError: the model cannot be read, or lacks one of the special pieces (unknown, begin, end, padding).
     """
 
-    def __init__(self, model: bytes, window: int) -> None:
+    def __init__(self, model: bytes, window: int, *, begin: bool = True) -> None:
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ValueError(f"not a sentencepiece model: {error}") from error
         self.model = model
         self.window = window
-        self.unknown, self.begin, self.end, self.padding = (
+        self.unknown, self.end, self.padding = (
             int(self.pieces.unk_id()),
-            int(self.pieces.bos_id()),
             int(self.pieces.eos_id()),
             int(self.pieces.pad_id()),
         )
-        if min(self.unknown, self.begin, self.end, self.padding) < 0:
+        self.begin = int(self.pieces.bos_id()) if begin else None
+        self.opening = [self.begin] if self.begin is not None else []
+        if min(self.unknown, *self.opening, self.end, self.padding) < 0:
             raise ValueError(
-                "the sentencepiece model must have unknown, begin, end and padding pieces: train it with them"
+                f"the sentencepiece model must have unknown, {'begin, ' if begin else ''}end and padding pieces: "
+                "train it with them"
             )
 
     @classmethod
@@ -68,12 +72,13 @@ class Tokenizer:
         Raises:
             ValueError: a prompt is longer than the window.
         """
-        rows = [[self.begin, *map(int, self.pieces.encode(prompt)), self.end] for prompt in prompts]
+        rows = [[*self.opening, *map(int, self.pieces.encode(prompt)), self.end] for prompt in prompts]
+        markers = len(self.opening) + 1
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > self.window:
                 raise ValueError(
-                    f"the prompt is {len(row) - 2} tokens long and the text encoder reads at most {self.window - 2}: "
-                    f"shorten {prompt!r}"
+                    f"the prompt is {len(row) - markers} tokens long and the text encoder reads at most "
+                    f"{self.window - markers}: shorten {prompt!r}"
                 )
         strangers = list(dict.fromkeys(word for prompt in prompts for word in self.strangers(prompt)))
         if strangers:

@@ -22,9 +22,15 @@ __all__ = ["PARTS", "RecipeError", "Summary", "TrainingError", "run", "task_type
 PARTS = {
     "vae": "zoo.train.vae:VaeTask",
     "clip": "zoo.train.clip:ClipTask",
+    "t5": "zoo.train.t5:T5Task",
     "unet": "zoo.train.unet:UNetTask",
+    "imagen-base": "zoo.train.pixels:BaseTask",
+    "super-resolution": "zoo.train.pixels:StageTask",
     "map": "zoo.train.map:MapTask",
     "lcm": "zoo.train.lcm:LcmTask",
+    "diffusion-prior": "zoo.train.prior:DiffusionPriorTask",
+    "autoregressive-prior": "zoo.train.prior:AutoregressivePriorTask",
+    "one-step-prior": "zoo.train.prior:OneStepPriorTask",
 }
 TOKENIZER = "tokenizer"  # a part that is counted, not trained by gradients
 

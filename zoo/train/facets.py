@@ -52,7 +52,10 @@ def labels(said: Description) -> list[int]:
 
 
 class CrossAttentionProbe(nn.Module):
-    """One learned query a facet attends to the tokens [batch, length, width]; a linear layer reads what it found."""
+    """One learned query a facet attends to the tokens [batch, length, width]; a linear layer reads what it found.
+
+    A mask [batch, length] says which of them may be attended to; None is all.
+    """
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
@@ -60,8 +63,9 @@ class CrossAttentionProbe(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.read = nn.ModuleList(nn.Linear(width, n) for n in CLASSES.values())
 
-    def forward(self, tokens: Tensor) -> list[Tensor]:
-        found, _ = self.attention(self.queries.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        queries, hidden = self.queries.expand(len(tokens), -1, -1), None if mask is None else ~mask
+        found, _ = self.attention(queries, tokens, tokens, key_padding_mask=hidden, need_weights=False)
         return [read(found[:, i]) for i, read in enumerate(self.read)]
 
 

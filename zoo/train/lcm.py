@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import config as configs
 from zoo.diffusion import consistency
 from zoo.diffusion.denoiser import Denoiser
-from zoo.interface import Conditioning, Sampling
+from zoo.interface import Sampling
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
 from zoo.train.recipe import RecipeError
@@ -79,7 +79,7 @@ class LcmTask(LatentTask[LcmRecipe]):
             self.teacher,
             x0,
             text,
-            Conditioning(tokens=self.null),
+            self.null,
             skip=self.recipe.skip,
             huber=self.recipe.huber,
             generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step

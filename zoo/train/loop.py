@@ -25,7 +25,8 @@ from torch import nn
 from zoo.train import Summary, TrainingError, checkpoint
 from zoo.train.checkpoint import State
 from zoo.train.log import Log, StopSignals
-from zoo.train.optimise import Ema, adamw, learning_rate
+from zoo.train import optimise
+from zoo.train.optimise import Ema, learning_rate
 from zoo.train.recipe import Recipe
 from zoo.train.task import Batch, Task
 
@@ -58,7 +59,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
             raise TrainingError(str(error)) from None
     model = model.to(place).train()
     model = model.to(memory_format=task.layout)
-    ema, optimiser = Ema(model, recipe.ema), adamw(recipe.optimiser, model)
+    ema, optimiser = Ema(model, recipe.ema), optimise.optimiser(recipe.optimiser, model)
     state = (checkpoint.resume(checkpoints, model, ema, optimiser) if resume else None) or State()
     task.follow(ema.model)
     main, rank, ranks = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes

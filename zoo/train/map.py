@@ -28,7 +28,8 @@ from zoo.stable_diffusion.parts import UNET
 from zoo.train.cache import CHUNK, PROBED, Array, Scenes, filled, fingerprint, picked, root, scenes
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Image, grid, to_float
-from zoo.train.unet import AT_ONCE, JUDGED_SEED, UNetRecipe, UNetTask
+from zoo.train.text_to_image import AT_ONCE, JUDGED_SEED, said, some
+from zoo.train.unet import UNetRecipe, UNetTask
 
 STEM = "stem.weight"
 
@@ -52,7 +53,7 @@ class MapTask(UNetTask):
         self.maps = maps(scenes(recipe.data))
         self.painted = painted(recipe.shown, JUDGED_SEED)
         with torch.no_grad():
-            self.painted_text = self.text.encode([one.prompt for one in self.painted]).tokens.float()
+            self.painted_text = said(self.text.encode([one.prompt for one in self.painted]))
 
     def start(self, model: nn.Module, folder: Path) -> None:
         """From a U-Net with maps or without: channels that it lacks begin at zero."""
@@ -79,8 +80,8 @@ class MapTask(UNetTask):
             asked = self.painted[start : start + AT_ONCE]
             layouts = torch.stack([one.layout for one in asked])
             channels = self._channels(layouts.to(self.device))
-            tokens = self.painted_text[start : start + AT_ONCE]
-            made = self._draw(cast(Denoiser, model), tokens, [one.seed for one in asked], channels).float().cpu()
+            text = replace(some(self.painted_text, range(start, start + len(asked))), concat=channels)
+            made = self._draw(cast(Denoiser, model), text, [one.seed for one in asked]).float().cpu()
             for one, picture in zip(asked, made, strict=True):
                 kept.append(measure(one, (picture / 2 + 0.5).clamp(0, 1)))
                 colours = np.array(as_picture(one.layout.numpy()).convert("RGB"))

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from zoo.train.muon import muon
 from zoo.train.recipe import Optimiser
 
 
@@ -18,6 +19,13 @@ def learning_rate(settings: Optimiser, step: int, progress: float) -> float:
     shares = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 + 0.5 * math.cos(math.pi * progress)}
     rise = min(1.0, (step + 1) / (settings.warmup + 1))
     return settings.lr * rise * (settings.final + (1 - settings.final) * shares[settings.decay])
+
+
+def optimiser(settings: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that a recipe asks for, over the trained parameters."""
+    if settings.kind == "muon":
+        return muon(settings.lr, settings.betas, settings.weight_decay, model)
+    return adamw(settings, model)
 
 
 def adamw(settings: Optimiser, model: nn.Module) -> torch.optim.AdamW:

@@ -26,8 +26,9 @@ class Table(BaseModel):
 
 
 class Optimiser(Table):
-    """AdamW, and the learning rate over the run's progress from 0 to 1."""
+    """AdamW or Muon, and the learning rate over the run's progress from 0 to 1."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)  # of matrices and kernels only

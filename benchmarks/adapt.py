@@ -1,0 +1,167 @@
+"""What adapters cost: a step of the U-Net with and without them, and a training step beside PEFT's.
+
+python benchmarks/adapt.py [rank]
+
+The U-Net is a quarter as wide as Stable Diffusion 1's, with random weights. Times are medians of interleaved rounds;
+memory is what the process, which has done nothing else, grows by from before training to its highest (on a GPU: the
+highest allocation).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from statistics import median
+
+ROUNDS, TRAINING = 15, 9
+WAYS = ("zoo", "peft")
+TARGETS = ("to_q", "to_k", "to_v", "to_out")
+
+
+def main(rank: int = 4) -> None:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}, LoRA of rank {rank}")
+    steps(rank, device)
+    print("training step, batch 2, 32 x 32 latents")
+    for way in WAYS:
+        # A process of its own each: memory that one has touched would be free for the next.
+        done = subprocess.run([sys.executable, __file__, str(rank), way], check=True, capture_output=True, text=True)
+        said = json.loads(done.stdout)
+        print(f"  {way:24} {said['seconds'] * 1000:8.1f} ms  {said['memory'] / 2**20:8.1f} MiB")
+
+
+def steps(rank: int, device: str) -> None:
+    """A call of the network: bare, with the adapter loaded but not asked for, acting, and merged."""
+    import torch
+
+    from zoo.adapt.active import use
+    from zoo.adapt.lora import inject
+
+    network, lora = build(rank, device)
+    bare, _ = build(rank, device)
+    injection = inject(network, lora, "a")
+    call = caller(device)
+
+    def acting() -> None:
+        with use({"a": 1.0}):
+            call(network)
+
+    def one_each() -> None:
+        with use({"a": torch.tensor([1.0, 0.5])}):
+            call(network)
+
+    ways = {
+        "none": lambda: call(bare),
+        "loaded, not asked for": lambda: call(network),
+        "acting": acting,
+        "a strength per image": one_each,
+    }
+    with torch.no_grad():
+        taken = rounds(ways, device, ROUNDS)
+        injection.merge()
+        merged = rounds({"none": ways["none"], "merged": lambda: call(network)}, device, ROUNDS)
+    print("step of the U-Net, batch 2, 32 x 32 latents")
+    for name, seconds in taken.items():
+        print(f"  {name:24} {seconds * 1000:8.1f} ms  {seconds / taken['none']:8.3f} of none")
+    print(f"  {'merged':24} {merged['merged'] * 1000:8.1f} ms  {merged['merged'] / merged['none']:8.3f} of none")
+
+
+def training(rank: int, way: str) -> None:
+    """Seconds of a training step and bytes that training needs, printed as JSON."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, lora = build(rank, device)
+    call = caller(device)
+    context: Callable[[], object] = nullcontext
+    if way == "zoo":
+        from zoo.adapt.active import use
+        from zoo.adapt.lora import inject
+
+        inject(network, lora, "a")
+        parameters = list(lora.parameters())
+        context = lambda: use({"a": 1.0})  # noqa: E731
+    else:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
+        network = inject_adapter_in_model(config, network)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+    with torch.no_grad():
+        call(network)  # kernels and their buffers are no part of training
+    before = memory(device)
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def step() -> None:
+        with context():  # type: ignore[attr-defined]
+            loss = call(network).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    taken = rounds({way: step}, device, TRAINING)[way]
+    print(json.dumps({"seconds": taken, "memory": memory(device) - before}))
+
+
+def build(rank: int, device: str):  # type: ignore[no-untyped-def]
+    import torch
+
+    from zoo.adapt.lora import LoRA, Target
+    from zoo.stable_diffusion.unet import UNet, UNetConfig
+
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(channels=(80, 160, 320, 320), groups=16)).requires_grad_(False).eval().to(device)
+    lora = LoRA.build(network, [Target(pattern=f"*.{name}", rank=rank) for name in TARGETS])
+    for layer in lora.layers.values():
+        torch.nn.init.normal_(layer.up, std=0.01)
+    return network, lora.to(device)
+
+
+def caller(device: str):  # type: ignore[no-untyped-def]
+    import torch
+
+    from zoo.interface import Conditioning
+
+    x, tokens = torch.randn(2, 4, 32, 32, device=device), torch.randn(2, 77, 768, device=device)
+    times = torch.full((2,), 500.0, device=device)
+    return lambda network: network(x, times, Conditioning(tokens=tokens))
+
+
+def rounds(ways: dict[str, Callable[[], object]], device: str, times: int) -> dict[str, float]:
+    """Median seconds of each way, tried in turn, after one that is not counted."""
+    import torch
+
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(times + 1):
+        for name, work in ways.items():
+            start = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            taken[name].append(time.perf_counter() - start)
+    return {name: median(seconds[1:]) for name, seconds in taken.items()}
+
+
+def memory(device: str) -> int:
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    given = int(sys.argv[1]) if len(sys.argv) > 1 else 4
+    if len(sys.argv) > 2:
+        training(given, sys.argv[2])
+    else:
+        main(given)

@@ -1,0 +1,242 @@
+"""Adapters in a pipeline's call: per image, per thread, merged, and from the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import zoo
+from zoo import cli
+from zoo.adapt.formats import write
+from zoo.adapt.lora import LoRA
+from zoo.adapt.prefix import Prefix
+from zoo.pipeline import Pipeline
+from zoo.result import Result
+
+PINK, RED = "a large pink butterfly", "a red circle"
+FORMATS = {"p1": "kohya", "p2": "diffusers", "p3": "zoo"}
+Draw = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_models: Path) -> Pipeline:
+    return zoo.load(tiny_models / "tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def files(pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three LoRAs for text encoder and U-Net, the last for the VAE too, in three layouts."""
+    folder = tmp_path_factory.mktemp("loras")
+    networks = pipe.adaptable()
+    found = {}
+    for seed, (name, format) in enumerate(FORMATS.items()):
+        source = torch.Generator().manual_seed(seed)
+        parts = ["unet", "text_encoder"] + ["vae"] * (name == "p3")
+        loras = {}
+        for part in parts:
+            targets = {"unet": "*", "text_encoder": "*_proj", "vae": "decoder.*"}[part]
+            loras[part] = LoRA.build(networks[part].module, [targets], seed=source)
+            for layer in loras[part].layers.values():
+                layer.up.data = 0.3 * torch.randn(layer.up.shape, generator=source)
+        found[name] = folder / f"{name}.safetensors"
+        write(found[name], loras, format, networks=networks)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.fixture
+def loaded(pipe: Pipeline, files: dict[str, Path]) -> Iterator[Pipeline]:
+    for name, path in files.items():
+        pipe.load_lora(path, name=name)
+    yield pipe
+    pipe.unmerge()
+    for name in list(pipe.adapters()):
+        pipe.unload(name)
+
+
+@pytest.fixture
+def draw(loaded: Pipeline) -> Draw:
+    def call(prompts: str | list[str], **settings: object) -> Result:
+        return loaded(prompts, **{"progress": False, "steps": 2, **settings})  # type: ignore[arg-type]
+
+    return call
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and float((a - b).abs().max()) <= 1 / 255
+
+
+def test_loaded_is_not_chosen(draw: Draw, tiny: Pipeline) -> None:
+    plain = tiny(PINK, n=1, steps=2, progress=False)
+    assert torch.equal(draw(PINK, n=1).tensor, plain.tensor)
+    assert torch.equal(draw(PINK, n=1, adapters={}).tensor, plain.tensor)
+    assert torch.equal(draw(PINK, n=1, adapters={"p1": 0.0}).tensor, plain.tensor)
+    assert draw(PINK, n=1).settings == plain.settings
+
+
+@pytest.mark.parametrize("negative", [None, "a green star"])
+def test_six_images_with_three_adapters_in_one_batch(draw: Draw, negative: str | None) -> None:
+    """Every image as if it were made alone, whatever its neighbours have and however the call is split."""
+    choices = [{"p1": 1.0}, {"p2": 0.8}, {"p3": 0.6}, {}, {"p1": 0.5, "p3": 0.4}, {"p2": 1.0}]
+    prompts = [PINK, RED, PINK]
+    together = draw(prompts, n=2, adapters=choices, guidance=3.0, negative=negative)
+    assert together.settings["adapters"] == choices
+    assert same(draw(prompts, n=2, adapters=choices, guidance=3.0, negative=negative, batch=4).tensor, together.tensor)
+    for i, choice in enumerate(choices):
+        alone = draw(together.prompts[i], n=1, seed=together.seeds[i], adapters=choice, guidance=3.0, negative=negative)
+        assert same(alone.tensor[0], together.tensor[i])
+        assert alone.settings.get("adapters", {}) == choice
+    plain = draw(prompts, n=2, guidance=3.0, negative=negative).tensor
+    changed = (together.tensor - plain).abs().amax((1, 2, 3)) > 2 / 255
+    assert changed.tolist() == [True, True, True, False, True, True]
+
+
+def test_one_choice_for_each_prompt(draw: Draw) -> None:
+    both = draw([PINK, RED], n=2, adapters=[{"p1": 1.0}, {"p2": 1.0}]).tensor
+    assert same(both[:2], draw(PINK, n=2, adapters={"p1": 1.0}).tensor)
+    assert same(both[2:], draw(RED, n=2, adapters={"p2": 1.0}).tensor)
+
+
+def test_the_text_encoder_is_adapted_too(draw: Draw, loaded: Pipeline, files: dict[str, Path], tmp_path: Path) -> None:
+    stored = load_file(files["p1"])
+    save_file({key: t for key, t in stored.items() if key.startswith("lora_unet_")}, tmp_path / "unet.safetensors")
+    loaded.load_lora(tmp_path / "unet.safetensors")
+    assert loaded.adapters()["unet"].modules.keys() == {"unet"}
+    assert not same(draw(PINK, n=1, adapters={"unet": 1.0}).tensor, draw(PINK, n=1, adapters={"p1": 1.0}).tensor)
+
+
+def test_four_threads_with_an_adapter_each(draw: Draw) -> None:
+    choices = [{"p1": 1.0}, {"p2": 1.0}, {"p3": 1.0}, {}]
+    alone = [draw(PINK, n=1, adapters=choice).tensor for choice in choices]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(draw, PINK, n=1, adapters=choice) for choice in choices * 2]
+        assert all(same(a, job.result().tensor) for a, job in zip(alone * 2, jobs, strict=True))
+
+
+def test_merged(draw: Draw, loaded: Pipeline) -> None:
+    plain, weights = draw(PINK, n=2), {n: t.clone() for n, t in loaded.generator.state_dict().items()}
+    wanted = draw(PINK, n=2, adapters={"p1": 0.8, "p3": -0.5})
+    loaded.merge({"p1": 0.8, "p3": -0.5})
+    merged = draw(PINK, n=2)
+    assert same(merged.tensor, wanted.tensor)
+    assert merged.model == "tiny + p1 x 0.8 + p3 x -0.5"
+    assert {name: status.merged for name, status in loaded.adapters().items()} == {"p1": 0.8, "p2": None, "p3": -0.5}
+    with pytest.raises(ValueError, match="'p1' is merged, so it acts already"):
+        draw(PINK, n=1, adapters={"p1": 1.0})
+    with pytest.raises(ValueError, match="merged into the weights"):
+        loaded.unload("p1")
+    assert not same(draw(PINK, n=2, adapters={"p2": 1.0}).tensor, merged.tensor), "others may still be chosen"
+    loaded.merge("p2")
+    assert [status.merged for status in loaded.adapters().values()] == [None, 1.0, None]
+    loaded.unmerge()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.generator.state_dict().items())
+    assert torch.equal(draw(PINK, n=2).tensor, plain.tensor)
+    assert draw(PINK, n=1).model == "tiny"
+
+
+def test_status_tells_the_truth(loaded: Pipeline, files: dict[str, Path]) -> None:
+    status = loaded.adapters()["p3"]
+    stored = load_file(files["p3"])
+    assert (status.kind, status.source, status.merged) == ("lora", str(files["p3"]), None)
+    assert status.parameters == sum(tensor.numel() for tensor in stored.values())
+    assert sum(status.modules.values()) == len(stored) // 2
+    assert status.report is not None
+    assert status.report.format == "zoo"
+
+
+def test_prefixes_and_objects(draw: Draw, loaded: Pipeline, tmp_path: Path) -> None:
+    network = loaded.adaptable()["unet"].module
+    prefix = Prefix.build(network, length=3)
+    for layer in prefix.layers.values():
+        torch.nn.init.constant_(layer.gate, 1.0)
+        torch.nn.init.normal_(layer.pairs)
+    prefix.save(tmp_path / "word.safetensors", "unet")
+    loaded.load_prefix(tmp_path / "word.safetensors")
+    loaded.load_prefix({"unet": prefix}, name="same")
+    assert loaded.adapters()["word"].kind == "prefix"
+    plain, made = draw(RED, n=2, guidance=3.0), draw(RED, n=2, guidance=3.0, adapters={"word": 1.0})
+    assert not same(made.tensor, plain.tensor)
+    assert same(draw(RED, n=2, guidance=3.0, adapters={"same": 1.0}).tensor, made.tensor)
+    mixed = draw(RED, n=2, guidance=3.0, adapters=[{}, {"word": 1.0, "p2": 0.5}])
+    assert same(mixed.tensor[0], plain.tensor[0])
+    assert same(mixed.tensor[1:], draw(RED, n=1, seed=1, guidance=3.0, adapters={"word": 1.0, "p2": 0.5}).tensor)
+    with pytest.raises(ValueError, match="'word' is a prefix"):
+        loaded.merge("word")
+    assert loaded.load_lora({"unet": LoRA.build(network, ["stem"])}, name="fresh") is None
+    assert torch.equal(draw(RED, n=2, guidance=3.0, adapters={"fresh": 1.0}).tensor, plain.tensor)
+    with pytest.raises(ValueError, match="no part prior to adapt here; there are: text_encoder, unet, vae"):
+        loaded.load_lora({"prior": LoRA.build(network, ["stem"])})
+
+
+def test_what_cannot_be_asked(draw: Draw, loaded: Pipeline, files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no adapter 'p7' is loaded; there are: p1, p2, p3"):
+        draw(PINK, n=1, adapters={"p7": 1.0})
+    with pytest.raises(ValueError, match="3 choices of adapters: give one for all, one for each of 2 prompts, or .* 4"):
+        draw([PINK, RED], n=2, adapters=[{}, {}, {}])
+    with pytest.raises(ValueError, match="'p1': a strength is a finite number, got nan"):
+        draw(PINK, n=1, adapters={"p1": float("nan")})
+    with pytest.raises(ValueError, match="'p1' is loaded already: give another name="):
+        loaded.load_lora(files["p1"])
+    with pytest.raises(ValueError, match="no adapter 'p7' is loaded"):
+        loaded.unload("p7")
+    save_file({"lora_unet_nowhere.lora_down.weight": torch.ones(1, 2)}, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match="fits nowhere"):
+        loaded.load_lora(tmp_path / "bad.safetensors")
+    assert list(loaded.adapters()) == ["p1", "p2", "p3"]
+
+
+def test_a_pipeline_that_moves_takes_its_adapters_along(tiny_models: Path, files: dict[str, Path]) -> None:
+    pipe = zoo.load(tiny_models / "tiny", device="cpu")
+    pipe.load_lora(files["p1"])
+    full = pipe(PINK, n=1, steps=2, adapters={"p1": 1.0}, progress=False).tensor
+    pipe.to(dtype=torch.bfloat16)
+    assert {p.dtype for m in pipe._adapters._loaded["p1"].modules.values() for p in m.parameters()} == {torch.bfloat16}
+    assert (pipe(PINK, n=1, steps=2, adapters={"p1": 1.0}, progress=False).tensor - full).abs().mean() < 0.1
+
+
+def test_command_line(
+    shelf: Path,
+    files: dict[str, Path],
+    draw: Draw,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    assert run("lora", "report", str(files["p1"]), "--model", "tiny", "--keys") == 0
+    told = capsys.readouterr().out
+    assert f"{files['p1']}: kohya" in told
+    assert "  lora_unet_conv_in.lora_down.weight -> unet: stem" in told
+    assert told.count(" -> ") == len(load_file(files["p1"]))
+
+    bad = load_file(files["p1"]) | {"lora_unet_nowhere.alpha": torch.tensor(1.0)}
+    save_file(bad, tmp_path / "bad.safetensors")
+    assert run("lora", "report", str(tmp_path / "bad.safetensors"), "-m", "tiny") == 1
+    assert "no such module (1): lora_unet_nowhere.alpha" in capsys.readouterr().out
+
+    options = ["-m", "tiny", "-n", "1", "--steps", "2", "--device", "cpu", "-o", str(tmp_path / "out")]
+    assert run("generate", PINK, *options, "--lora", f"{files['p1']}:0.8", "--lora", str(files["p2"])) == 0
+    with Image.open(capsys.readouterr().out.splitlines()[0]) as image:
+        assert '"adapters": {"p1": 0.8, "p2": 1.0}' in image.text["settings"]  # type: ignore[attr-defined]
+        made = torch.from_numpy(np.array(image)).movedim(2, 0)[None] / 255
+    wanted = draw(PINK, n=1, adapters={"p1": 0.8, "p2": 1.0}).tensor
+    assert (made - wanted).abs().max() <= 1.5 / 255  # half a step more for the PNG
+    assert run("generate", PINK, *options, "--lora", "none.safetensors:2") == 2
+    assert "there is no LoRA 'none.safetensors'" in capsys.readouterr().err
+    assert run("lora", "report", "--help") == 0
+    assert "\n  zoo lora report" in capsys.readouterr().out

@@ -1,0 +1,237 @@
+"""The adapters of one pipeline: loaded by name, chosen per image, merged, told of truthfully."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from zoo.adapt import active, lora, prefix
+from zoo.adapt.formats import locate, read
+from zoo.adapt.lora import LoRA
+from zoo.adapt.prefix import Prefix
+from zoo.adapt.report import Report, fit, load
+from zoo.interface import Adaptable
+
+Choice: TypeAlias = Mapping[str, float]
+"""Adapters and their strengths, 1 as they were trained."""
+
+
+@runtime_checkable
+class Adapted(Protocol):
+    """A part that says which networks of it adapters are made for, by the names that files give them."""
+
+    @property
+    def adaptable(self) -> Mapping[str, Adaptable]: ...
+
+
+@dataclass(frozen=True)
+class AdapterStatus:
+    """What is loaded under a name. merged: the strength with which it is in the weights, None if it is not."""
+
+    kind: str
+    source: str
+    modules: Mapping[str, int]  # by part
+    parameters: int
+    merged: float | None
+    report: Report | None = None
+
+
+@dataclass
+class _Loaded:
+    source: str
+    modules: Mapping[str, LoRA | Prefix]
+    injections: list[lora.Injection | prefix.PrefixInjection]
+    report: Report | None
+
+
+class Adapters:
+    """The adapters of the parts of a pipeline, which are given by their roles."""
+
+    def __init__(self, parts: Mapping[str, object]) -> None:
+        self._parts = parts
+        self._loaded: dict[str, _Loaded] = {}
+        self._merged: list[str] = []
+
+    def networks(self) -> dict[str, Adaptable]:
+        """What can be adapted, by the names that files use; a part that does not say goes by its role and own names."""
+        return self._networks(self._parts)
+
+    def _networks(self, roles: Iterable[str]) -> dict[str, Adaptable]:
+        found: dict[str, Adaptable] = {}
+        for role in roles:
+            part = self._parts[role]
+            if isinstance(part, Adapted):
+                found |= part.adaptable
+            elif isinstance(part, nn.Module):
+                found[role] = Adaptable(part, {})
+        return found
+
+    def report(self, source: str | Path) -> Report:
+        """What a LoRA file would do here; nothing is loaded."""
+        return fit(read(locate(source)), self.networks())[1]
+
+    def load_lora(
+        self, source: str | Path | Mapping[str, LoRA], name: str | None = None, *, partial: bool = False
+    ) -> Report | None:
+        """Load a file, folder or hub id, or take LoRAs by part as they are; see `Pipeline.load_lora`."""
+        if isinstance(source, Mapping):
+            self._add(name or "lora", "memory", source, None)
+            return None
+        loras, report = load(locate(source), self.networks(), partial=partial)
+        self._add(name or _stem(source), str(source), loras, report)
+        return report
+
+    def load_prefix(self, source: str | Path | Mapping[str, Prefix], name: str | None = None) -> None:
+        """Load a prefix that `Prefix.save` wrote, or take prefixes by part as they are."""
+        if isinstance(source, Mapping):
+            return self._add(name or "prefix", "memory", source, None)
+        part, loaded = Prefix.load(Path(source))
+        self._add(name or _stem(source), str(source), {part: loaded}, None)
+
+    def _add(self, name: str, source: str, modules: Mapping[str, LoRA | Prefix], report: Report | None) -> None:
+        if name in self._loaded:
+            raise ValueError(f"an adapter called {name!r} is loaded already: give another name=, or unload it first")
+        networks = self.networks()
+        if unknown := modules.keys() - networks.keys():
+            raise ValueError(f"no part {', '.join(sorted(unknown))} to adapt here; there are: {', '.join(networks)}")
+        done: list[lora.Injection | prefix.PrefixInjection] = []
+        try:
+            for part, module in modules.items():
+                target = networks[part].module
+                module.to(next(target.parameters()).device)
+                done.append(
+                    lora.inject(target, module, name)
+                    if isinstance(module, LoRA)
+                    else prefix.inject(target, module, name)
+                )
+        except ValueError:
+            for injection in done:
+                injection.remove()
+            raise
+        self._loaded[name] = _Loaded(source, modules, done, report)
+
+    def unload(self, name: str) -> None:
+        """Take an adapter off and forget it."""
+        found = self._find(name)
+        if name in self._merged:
+            raise ValueError(f"adapter {name!r} is merged into the weights: unmerge() before it is unloaded")
+        for injection in found.injections:
+            injection.remove()
+        del self._loaded[name]
+
+    def merge(self, strengths: str | Choice) -> None:
+        """Fold these adapters into the weights, in place of those folded in before."""
+        wanted = {strengths: 1.0} if isinstance(strengths, str) else dict(strengths)
+        for name in wanted:
+            if not all(isinstance(injection, lora.Injection) for injection in self._find(name).injections):
+                raise ValueError(f"{name!r} is a prefix: what attention looks at cannot be merged into weights")
+        self.unmerge()
+        for name, strength in wanted.items():
+            for injection in self._loaded[name].injections:
+                injection.merge(strength)  # type: ignore[union-attr]
+            self._merged.append(name)
+
+    def unmerge(self) -> None:
+        """Put all weights back as they were, to the bit."""
+        while self._merged:
+            for injection in reversed(self._loaded[self._merged[-1]].injections):
+                injection.unmerge()  # type: ignore[union-attr]
+            self._merged.pop()
+
+    def status(self) -> dict[str, AdapterStatus]:
+        """What is loaded, by name."""
+        return {
+            name: AdapterStatus(
+                kind="lora" if all(isinstance(m, LoRA) for m in found.modules.values()) else "prefix",
+                source=found.source,
+                modules={part: len(module.layers) for part, module in found.modules.items()},
+                parameters=sum(p.numel() for module in found.modules.values() for p in module.parameters()),
+                merged=next((injection.merged for injection in found.injections), None),
+                report=found.report,
+            )
+            for name, found in self._loaded.items()
+        }
+
+    def to(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        """Move what is loaded along with the parts."""
+        for found in self._loaded.values():
+            for module in found.modules.values():
+                module.to(device=device, dtype=dtype)
+
+    def label(self) -> str:
+        """What is merged, to be said beside the model's name: "" if nothing is."""
+        said = [f"{name} x {self._loaded[name].injections[0].merged:g}" for name in self._merged]
+        return "".join(f" + {one}" for one in said)
+
+    def choose(self, asked: Choice | Sequence[Choice] | None, prompts: int, count: int) -> Chosen:
+        """The adapters of each image of a call: one choice for all, one per prompt, or one per image.
+
+        Raises:
+            ValueError: the number of choices does not fit, or one names an adapter that is not loaded or is merged.
+        """
+        each = [asked or {}] if asked is None or isinstance(asked, Mapping) else list(asked)
+        if len(each) not in (1, prompts, count):
+            raise ValueError(
+                f"{len(each)} choices of adapters: give one for all, one for each of {prompts} prompts, or one for "
+                f"each of {count} images"
+            )
+        for name in dict.fromkeys(name for choice in each for name in choice):
+            self._find(name)
+            if name in self._merged:
+                raise ValueError(f"adapter {name!r} is merged, so it acts already: leave it out, or unmerge() first")
+        times = count // len(each)
+        text = self._networks(["text_encoder"]) if self._loaded else {}
+        heard = {name for name, found in self._loaded.items() if found.modules.keys() & text.keys()}
+        return Chosen([dict(choice) for choice in each for _ in range(times)], heard)
+
+    def _find(self, name: str) -> _Loaded:
+        if name not in self._loaded:
+            raise ValueError(f"no adapter {name!r} is loaded; there are: {', '.join(self._loaded) or 'none'}")
+        return self._loaded[name]
+
+
+class Chosen:
+    """The adapters of every image of a call; `heard` are those that act on the text encoder."""
+
+    def __init__(self, each: Sequence[Choice], heard: Collection[str] = ()) -> None:
+        self.each, self._heard = each, heard
+
+    def groups(self) -> list[list[int]]:
+        """The images whose texts are encoded alike."""
+        found: dict[tuple[tuple[str, float], ...], list[int]] = {}
+        for image, choice in enumerate(self.each):
+            found.setdefault(tuple(sorted((n, s) for n, s in choice.items() if n in self._heard)), []).append(image)
+        return list(found.values())
+
+    def alone(self, image: int) -> AbstractContextManager[None]:
+        """Within the block, every row of every batch has this image's adapters."""
+        return active.use(self.each[image])
+
+    @contextmanager
+    def use(self, rows: Tensor | Sequence[int]) -> Iterator[None]:
+        """Within the block, a batch of these images has their adapters."""
+        batch = [self.each[int(row)] for row in rows]
+        strengths: dict[str, active.Strength] = {}
+        for name in dict.fromkeys(name for choice in batch for name in choice):
+            values = [float(choice.get(name, 0.0)) for choice in batch]
+            strengths[name] = values[0] if len(set(values)) == 1 else torch.tensor(values)
+        with active.use(strengths, len(batch)):
+            yield
+
+    def settings(self) -> dict[str, object]:
+        """What a result says of them: one choice, or one for each image; nothing if there is none."""
+        if not any(self.each):
+            return {}
+        alike = all(choice == self.each[0] for choice in self.each)
+        return {"adapters": dict(self.each[0]) if alike else [dict(choice) for choice in self.each]}
+
+
+def _stem(source: str | Path) -> str:
+    return re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", str(source).rstrip("/").rpartition("/")[2])

@@ -1,0 +1,162 @@
+"""What the three priors have in common as parts of a pipeline: text features to a CLIP image embedding.
+
+Several candidates are drawn for every image, each from a stream of noise of its own, and the one whose similarity with
+the caption's CLIP text embedding is the greatest is kept (arXiv 2204.06125, section 2.2).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, repeat
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from zoo import tensors
+from zoo.dalle2.transformer import SequenceConfig
+from zoo.interface import (
+    Conditioning,
+    Init,
+    NoiseSource,
+    Observer,
+    Representation,
+    RepresentationSpec,
+    Sampling,
+    Step,
+    TextFeatures,
+    TextSpec,
+)
+
+FILE = Path("prior") / "model.safetensors"
+STAGE = "prior"
+
+
+class PriorPartConfig(BaseModel):
+    """What every prior's config says beside its network: the spaces it was trained between, how it is drawn from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: TextSpec
+    image_space: str  # of the CLIP image embeddings it makes: `zoo.clip.Clip.image_space`
+    candidates: int = Field(2, ge=1)  # drawn for each image, of which the one most like its text is kept
+    unit: bool = True  # are embeddings unit vectors, as `zoo.clip.Clip` makes them, or as the projection gives them?
+
+    def fit(self, network: SequenceConfig) -> None:
+        """The network reads this text.
+
+        Raises:
+            ValueError: it does not.
+        """
+        said = (self.text.width, self.text.length, self.text.pooled)
+        needed = (network.text_width, network.length, network.embedding)
+        if said != needed:
+            raise ValueError(
+                f"the text has (width, length, pooled width) {said}, but the prior's network reads {needed}: a prior "
+                "needs the text tower of a CLIP with its projection"
+            )
+
+
+@dataclass(frozen=True)
+class CandidateNoise:
+    """The streams of one candidate after the first."""
+
+    source: NoiseSource
+    number: int
+
+    def draw(self, stage: str, step: int, shape: Sequence[int]) -> Tensor:
+        return self.source.draw(f"{stage} {self.number}", step, shape)
+
+
+class PriorPart(nn.Module, ABC):
+    """Text features to CLIP image embeddings [batch, embedding]."""
+
+    config: PriorPartConfig
+
+    @property
+    @abstractmethod
+    def stored(self) -> nn.Module:
+        """The network with its statistics: what `save` writes."""
+
+    @property
+    @abstractmethod
+    def sequence(self) -> SequenceConfig:
+        """The config of the network."""
+
+    @abstractmethod
+    def shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """The shape, without the batch, of the noise that a candidate begins with, the same for images of any size."""
+
+    @abstractmethod
+    def draw(
+        self,
+        text: Conditioning,
+        null: Conditioning,
+        noise: NoiseSource,
+        sampling: Sampling,
+        *,
+        init: Init | None,
+        observe: Observer | None,
+    ) -> Tensor:
+        """One embedding for each row of `text`, in the units of CLIP."""
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
+        """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
+        tensors.write(folder / FILE, self.stored.state_dict(), dtype)
+        return self.config.model_dump(mode="json"), [FILE]
+
+    @property
+    def needs(self) -> TextSpec:
+        return self.config.text
+
+    @property
+    def produces(self) -> RepresentationSpec:
+        return RepresentationSpec("clip_image", (self.sequence.embedding,), self.config.image_space)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text: TextFeatures,
+        null: TextFeatures,
+        noise: NoiseSource,
+        sampling: Sampling,
+        *,
+        size: tuple[int, int] | None = None,
+        init: Init | None = None,
+        layout: Tensor | None = None,
+        observe: Observer | None = None,
+    ) -> Representation:
+        """CLIP image embeddings for text features [batch, ...], led away from `null` if `sampling.guidance` is not 1.
+
+        `size` is the decoder's affair. `observe` is shown the first candidate, as embeddings; stopped early, it is the
+        only one.
+
+        Raises:
+            ValueError: text without the CLIP text embedding or of other sizes, a layout, a masked init, or settings
+                that this prior does not have.
+        """
+        if layout is not None:
+            raise ValueError("a prior makes embeddings, which have no places: leave out layout=")
+        if init is not None and init.mask is not None:
+            raise ValueError("a prior makes embeddings, which have no places: leave out mask=")
+        given, away = (Conditioning(tokens=t.tokens, mask=t.mask, vector=t.pooled) for t in (text, null))
+        _, vector = self.sequence.check(given, len(text.tokens))
+        stopped = False
+
+        def watch(stage: str, step: Step) -> bool:
+            nonlocal stopped
+            stopped = observe is not None and bool(observe(stage, step))
+            return stopped
+
+        drawn = [self.draw(given, away, noise, sampling, init=init, observe=watch if observe else None)]
+        for number in range(1, 1 if stopped else self.config.candidates):
+            drawn.append(self.draw(given, away, CandidateNoise(noise, number), sampling, init=init, observe=None))
+        each = torch.stack(drawn)
+        each = F.normalize(each, dim=-1) if self.config.unit else each
+        likeness = einsum(each, vector.to(each), "candidate batch width, batch width -> candidate batch")
+        best = repeat(likeness.argmax(0), "batch -> 1 batch width", width=each.shape[-1])
+        return Representation(each.gather(0, best)[0], "clip_image", self.config.image_space)

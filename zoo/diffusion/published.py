@@ -1,0 +1,374 @@
+"""Published scheduler configs (diffusers' scheduler_config.json) as our schedule, sampler and grid of times.
+
+Four conventions cover the schedulers that are read here:
+
+    strided   DDIM, PNDM: whole times, and every step goes T // steps down, wherever the next one begins
+    chain     DDPM: whole times, every step goes to the next
+    sigma     Euler, Heun, LMS: times that need not be whole; state and starting noise are counted in sigma / alpha
+    solver    DPM-Solver++, UniPC: times spread over one step more, the last of which is left out
+
+What a config leaves out is that class's default. Options that belong to other schedulers change nothing, as published
+files carry such; options that no scheduler here knows, and values that would draw something else, are errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zoo.diffusion.denoiser import Target, Times, Variance
+from zoo.diffusion.schedule import Schedule
+from zoo.diffusion.spacing import Grid, Point
+
+SPACING = "published"  # as `Sampling.spacing`: where the checkpoint's own scheduler would stop
+
+Kind = Literal["strided", "chain", "sigma", "solver"]
+Spread = Literal["leading", "linspace", "trailing"]
+Levels = Literal["spaced", "karras", "exponential", "beta"]
+Options = Mapping[str, object]
+SPREADS: tuple[Spread, ...] = get_args(Spread)
+NameT = TypeVar("NameT", bound=str)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Where a published scheduler stops on a noise schedule; plain data, so that a model's config can hold it.
+
+    levels: "spaced" takes the noise levels at the times; the others spread the levels by a rule of their own, between
+        the first and last spaced ones ("sigma") or over the whole schedule ("solver").
+    to_data: the last step goes to clean data, else to the schedule's least noise.
+    least_lambda: noisier times are left out.
+    restart: the published PLMS, begun midway, takes its second call for a repeated one, which leaves out a step.
+    """
+
+    kind: Kind
+    spread: Spread = "leading"
+    offset: int = 0
+    levels: Levels = "spaced"
+    to_data: bool = True
+    least_lambda: float | None = None
+    restart: bool = False
+
+    @property
+    def times(self) -> Times:
+        """How the network is told of times between the whole ones."""
+        if self.kind != "solver" or self.levels == "spaced":
+            return "exact"
+        return "rounded" if self.levels == "karras" else "floored"
+
+    def grid(self, schedule: Schedule, steps: int) -> Grid:
+        """The points that the published scheduler visits in `steps` steps.
+
+        Raises:
+            ValueError: fewer than 1 step, or more than the schedule has room for.
+        """
+        if steps < 1:
+            raise ValueError(f"sampling takes at least 1 step, got {steps}")
+        times = self._times(schedule, steps)
+        if len(times) != steps or times[0] > schedule.steps - 1 or times[-1] < 0 or (np.diff(times) >= 0).any():
+            raise ValueError(
+                f"the published spacing ({self.spread}, offset {self.offset}) has no room for {steps} steps among the "
+                f"{schedule.steps} times it was trained at: take fewer, or another spacing"
+            )
+        end = -1.0 if self.to_data else 0.0
+        if self.levels != "spaced":
+            return self._finish(schedule, _between(schedule, self._levels(schedule, times), end))
+        return self._finish(schedule, Grid.at(schedule, [*times.tolist(), end]))
+
+    def _times(self, schedule: Schedule, steps: int) -> NDArray[np.float64]:
+        """The falling times at which steps begin."""
+        last = schedule.steps
+        if self.least_lambda is not None:
+            last = int((schedule.lambdas >= self.least_lambda).sum())
+        inner = self.kind == "solver"  # one place more, the cleanest of which is left out
+        if self.spread == "trailing":
+            times = np.round(last - np.arange(steps) * (schedule.steps / steps)) - 1
+            return times[times >= 0]
+        places = steps + inner
+        if self.spread == "leading":
+            times = np.arange(places, dtype=np.float64) * (last // places) + self.offset
+        else:
+            times = np.linspace(0, last - 1, places)
+            times = times if self.kind == "sigma" else np.round(times)
+        return times[inner:][::-1]
+
+    def _levels(self, schedule: Schedule, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Falling sigma / alpha of the points where steps begin."""
+        span = times[[0, -1]] if self.kind == "sigma" else np.array([schedule.steps - 1.0, 0.0])
+        most, least = np.exp(-schedule.lambda_at(torch.from_numpy(span.copy())).numpy())
+        share = np.linspace(0, 1, len(times))
+        if self.levels == "karras":  # arXiv 2206.00364
+            return np.asarray((most ** (1 / 7) + share * (least ** (1 / 7) - most ** (1 / 7))) ** 7)
+        if self.levels == "exponential":
+            return np.exp(np.linspace(math.log(most), math.log(least), len(times)))
+        from scipy import stats
+
+        return np.asarray(least + stats.beta.ppf(1 - share, 0.6, 0.6) * (most - least))  # arXiv 2407.12173
+
+    def _finish(self, schedule: Schedule, grid: Grid) -> Grid:
+        grid = PublishedGrid(grid.t, grid.alpha, grid.sigma, grid.lambda_, restart=self.restart)
+        if self.kind == "strided":
+            down = grid.t[:-1] - schedule.steps // grid.steps
+            down = torch.where(down < 0, grid.t[-1], down)
+            return replace(grid, landing=_points(Grid(down, *schedule.at(down), schedule.lambda_at(down))))
+        if self.kind == "sigma" and self.spread != "leading":  # unit noise stands for the greatest sigma, not alpha's
+            return replace(grid, scale=float(grid.sigma[0]))
+        return grid
+
+
+@dataclass(frozen=True)
+class PublishedGrid(Grid):
+    """A grid that is begun midway as published schedulers are."""
+
+    restart: bool = False
+
+    def truncate(self, strength: float) -> Grid:
+        """The last steps, counted as diffusers does: rounded down.
+
+        Raises:
+            ValueError: strength outside (0, 1].
+        """
+        super().truncate(strength)  # which checks
+        kept = min(max(1, int(self.steps * strength)), self.steps)
+        first = self.steps - kept
+        begins = list(range(first, self.steps))
+        if self.restart and first >= 2:
+            begins = [first - 1, *range(first + 1, self.steps)]
+        points = _points(self)
+        lands = self.landing or points[1:]
+        chosen = torch.tensor([*begins, self.steps])
+        levels = (level[chosen] for level in (self.t, self.alpha, self.sigma, self.lambda_))
+        return Grid(*levels, landing=tuple(lands[i] for i in begins))
+
+
+def _points(grid: Grid) -> tuple[Point, ...]:
+    levels = (grid.t, grid.alpha, grid.sigma, grid.lambda_)
+    return tuple(Point(*values) for values in zip(*(level.tolist() for level in levels), strict=True))
+
+
+def _between(schedule: Schedule, levels: NDArray[np.float64], end: float) -> Grid:
+    """The grid of given sigma / alpha, followed by the end."""
+    lambda_ = torch.cat([torch.from_numpy(-np.log(levels)), schedule.lambda_at(end)[None]])
+    sigma, alpha = torch.sigmoid(-2 * lambda_).sqrt(), torch.sigmoid(2 * lambda_).sqrt()
+    return Grid(schedule.time_at(lambda_), alpha, sigma, lambda_)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a scheduler config says, in our terms."""
+
+    schedule: Schedule
+    convention: Convention
+    sampler: str
+    prediction: Target
+    variance: Variance
+    threshold: float | None
+
+
+PREDICTIONS: dict[str, Target] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+COMMON = {**BETAS, "trained_betas": None, "prediction_type": "epsilon", "steps_offset": 0}
+CLIPPING = {
+    **{"clip_sample": True, "clip_sample_range": 1.0},
+    **{"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0},
+}
+SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+SOLVER = {
+    **COMMON,
+    **SIGMAS,
+    **{k: v for k, v in CLIPPING.items() if not k.startswith("clip")},
+    **{"timestep_spacing": "linspace", "rescale_betas_zero_snr": False, "final_sigmas_type": "zero"},
+    **{"solver_order": 2, "lower_order_final": True, "use_flow_sigmas": False, "use_dynamic_shifting": False},
+    **{"flow_shift": 1.0, "time_shift_type": "exponential"},
+}
+LINSPACE = {**COMMON, "timestep_spacing": "linspace"}
+
+# The class's name: its convention, and its options with their defaults.
+SCHEDULERS: dict[str, tuple[Kind, dict[str, object]]] = {
+    "DDIMScheduler": (
+        "strided",
+        {
+            **COMMON,
+            **CLIPPING,
+            "timestep_spacing": "leading",
+            "set_alpha_to_one": True,
+            "rescale_betas_zero_snr": False,
+        },
+    ),
+    "PNDMScheduler": (
+        "strided",
+        {**COMMON, "timestep_spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": False},
+    ),
+    "DDPMScheduler": (
+        "chain",
+        {
+            **{**COMMON, **CLIPPING, "timestep_spacing": "leading"},
+            **{"variance_type": "fixed_small", "rescale_betas_zero_snr": False},
+        },
+    ),
+    "EulerDiscreteScheduler": (
+        "sigma",
+        {
+            **{**LINSPACE, **SIGMAS, "rescale_betas_zero_snr": False, "final_sigmas_type": "zero"},
+            **{"interpolation_type": "linear", "timestep_type": "discrete", "sigma_min": None, "sigma_max": None},
+        },
+    ),
+    "EulerAncestralDiscreteScheduler": ("sigma", {**LINSPACE, "rescale_betas_zero_snr": False}),
+    "HeunDiscreteScheduler": (
+        "sigma",
+        {
+            **{**LINSPACE, **SIGMAS, "beta_start": 0.00085, "beta_end": 0.012},
+            **{"clip_sample": False, "clip_sample_range": 1.0},
+        },
+    ),
+    "LMSDiscreteScheduler": ("sigma", {**LINSPACE, **SIGMAS}),
+    "DPMSolverMultistepScheduler": (
+        "solver",
+        {
+            **{**SOLVER, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "euler_at_final": False},
+            **{"use_lu_lambdas": False, "lambda_min_clipped": -math.inf, "variance_type": None},
+        },
+    ),
+    "UniPCMultistepScheduler": (
+        "solver",
+        {
+            **{**SOLVER, "predict_x0": True, "solver_type": "bh2", "disable_corrector": [], "solver_p": None},
+            **{"sigma_min": None, "sigma_max": None, "shift_terminal": None},
+        },
+    ),
+}
+KNOWN = frozenset().union(*(options for _, options in SCHEDULERS.values()))
+
+# Per class, options that must have one of these values; others would draw something else than is drawn here.
+BUILT_IN: dict[str, dict[str, tuple[object, ...]]] = {
+    "PNDMScheduler": {"skip_prk_steps": (True,), "prediction_type": ("epsilon", "v_prediction")},
+    "EulerDiscreteScheduler": {
+        **{"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
+        **{"sigma_min": (None,), "sigma_max": (None,)},
+    },
+    "DPMSolverMultistepScheduler": {
+        **{"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (1, 2), "solver_type": ("midpoint",)},
+        **{"use_lu_lambdas": (False,), "use_flow_sigmas": (False,), "use_dynamic_shifting": (False,)},
+        **{"final_sigmas_type": ("zero",), "variance_type": (None, "learned", "learned_range")},
+    },
+    "UniPCMultistepScheduler": {
+        **{"predict_x0": (True,), "solver_order": (1, 2, 3), "lower_order_final": (True,), "disable_corrector": ([],)},
+        **{"solver_p": (None,), "use_flow_sigmas": (False,), "use_dynamic_shifting": (False,)},
+        **{"sigma_min": (None,), "sigma_max": (None,), "shift_terminal": (None,)},
+    },
+}
+SAMPLERS = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "HeunDiscreteScheduler": "heun",
+    "LMSDiscreteScheduler": "lms",
+}
+
+
+def read(said: Options, kind: str | None = None) -> Published:
+    """What a scheduler config says; `kind` is the class's name where the file is not the one to say it.
+
+    Raises:
+        ValueError: a scheduler or an option that is not known, or a value that cannot be followed.
+    """
+    name = kind or str(said.get("_class_name"))
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}; those that can be followed are {', '.join(SCHEDULERS)}")
+    convention, defaults = SCHEDULERS[name]
+    given = {option: value for option, value in said.items() if not option.startswith("_")}
+    if unknown := sorted(given.keys() - KNOWN):
+        raise ValueError(f"unknown options of a scheduler: {', '.join(unknown)}; known are {', '.join(sorted(KNOWN))}")
+    options = defaults | {option: value for option, value in given.items() if option in defaults}
+    for option, values in BUILT_IN.get(name, {}).items():
+        if options[option] not in values:
+            supported = " or ".join(map(repr, values))
+            raise ValueError(f"{option}={options[option]!r} of a {name} cannot be followed: supported is {supported}")
+    schedule = Schedule.from_diffusers(options)
+    if schedule.zero_snr and convention in ("sigma", "solver"):
+        schedule = replace(schedule, floor=2.0**-24)  # these keep sigma / alpha finite
+    variance = str(options.get("variance_type") or "fixed_small")
+    least = float(str(options.get("lambda_min_clipped", -math.inf)))
+    return Published(
+        schedule,
+        Convention(
+            kind=convention,
+            spread=_one_of(options, "timestep_spacing", SPREADS),
+            offset=_whole(options, "steps_offset"),
+            levels=_levels(options),
+            to_data=bool(options.get("set_alpha_to_one", True)) and options.get("final_sigmas_type", "zero") == "zero",
+            least_lambda=least if math.isfinite(least) else None,
+            restart=name == "PNDMScheduler",
+        ),
+        _sampler(name, options),
+        PREDICTIONS[_one_of(options, "prediction_type", PREDICTIONS)],
+        _variance(variance),
+        _threshold(options),
+    )
+
+
+def _sampler(name: str, options: Options) -> str:
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    if name == "PNDMScheduler":
+        return "plms_v" if options["prediction_type"] == "v_prediction" else "plms"
+    order = options["solver_order"]
+    if name == "UniPCMultistepScheduler":
+        kind = _one_of(options, "solver_type", ("bh1", "bh2"))
+        names = {(1, "bh2"): "unipc_1", (2, "bh2"): "unipc", (2, "bh1"): "unipc_bh1", (3, "bh2"): "unipc_3"}
+        if (order, kind) not in names:
+            raise ValueError(f"solver_order={order} with solver_type={kind!r} of a {name} cannot be followed")
+        return names[(order, kind)]  # type: ignore[index]  # checked in the line before
+    if options["algorithm_type"] == "sde-dpmsolver++":
+        return "dpmpp_2m_sde" if order == 2 else "ddpm"
+    return "dpmpp_2m" if order == 2 else "euler"
+
+
+def _levels(options: Options) -> Levels:
+    asked: list[Levels] = [rule for rule in get_args(Levels)[1:] if options.get(f"use_{rule}_sigmas")]
+    if len(asked) > 1:
+        raise ValueError(f"a scheduler spreads its levels by one rule, not {' and '.join(asked)}")
+    return asked[0] if asked else "spaced"
+
+
+def _variance(name: str) -> Variance:
+    names: dict[str, Variance] = {name: name for name in get_args(Variance)}
+    names["fixed_small_log"] = "fixed_small"  # the same, put otherwise
+    if name not in names:
+        raise ValueError(f"variance_type={name!r} cannot be followed: supported is {', '.join(names)}")
+    return names[name]
+
+
+def _threshold(options: Options) -> float | None:
+    """How the clean estimate is kept in bounds: 1 clips to [-1, 1], less is a quantile that may reach beyond."""
+    if options.get("thresholding"):
+        most = float(str(options["sample_max_value"]))
+        if most <= 1:
+            return 1.0
+        raise ValueError(f"sample_max_value={most} of a thresholding scheduler cannot be followed: supported is 1")
+    if not options.get("clip_sample"):
+        return None
+    if options["clip_sample_range"] != 1:
+        raise ValueError(f"clip_sample_range={options['clip_sample_range']!r} cannot be followed: supported is 1")
+    return 1.0
+
+
+def _one_of(options: Options, option: str, known: Collection[NameT]) -> NameT:
+    for name in known:
+        if name == options[option]:
+            return name
+    raise ValueError(f"{option}={options[option]!r} cannot be followed: supported is {', '.join(known)}")
+
+
+def _whole(options: Options, option: str) -> int:
+    value = options[option]
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{option}={value!r} is not a whole number from 0 up")
+    return value

@@ -1,0 +1,101 @@
+"""Repositories on the Hugging Face hub: only the files that are needed, nothing that could run.
+
+Files are kept in huggingface_hub's own cache. HF_HUB_OFFLINE=1 never asks the network; a repository without network is
+taken from the cache as well.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zoo import published
+from zoo.published import INDEX
+
+WORDS = (".json", ".txt", ".model")  # configs and vocabularies
+CHECKER = ("safety_checker", "feature_extractor")
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+FoundT = TypeVar("FoundT")
+
+
+def fetch(
+    repository: str, *, revision: str | None = None, variant: str | None = None, safety_checker: bool = False
+) -> Path:
+    """The folder of a repository `owner/name`, at a branch, tag or commit: fetched once, then kept.
+
+    Of a published checkpoint these are the configs, the tokenizer and one set of weights: those of `variant` where
+    there are any, safetensors rather than pickles.
+
+    Raises:
+        ValueError: there is no such repository or revision, or it cannot be had; the reason is told.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    def there() -> list[str]:
+        return list(HfApi().list_repo_files(repository, revision=revision))
+
+    patterns: list[str] | None = None
+    if not constants.HF_HUB_OFFLINE:
+        listed = _asked(repository, there, fallback=[])
+        patterns = [glob.escape(name) for name in needed(listed, variant, safety_checker)] or None
+    if patterns is None:
+        return _asked(repository, lambda: Path(snapshot_download(repository, revision=revision, local_files_only=True)))
+    return _asked(repository, lambda: Path(snapshot_download(repository, revision=revision, allow_patterns=patterns)))
+
+
+def needed(names: Sequence[str], variant: str | None = None, safety_checker: bool = False) -> list[str]:
+    """Of a repository's files, those that loading it takes.
+
+    Raises:
+        ValueError: a part has no weights of a kind that can be read.
+    """
+    if INDEX not in names:
+        return sorted(name for name in names if name.endswith((".safetensors", *WORDS)) or name == "README.md")
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        part, _, inner = name.partition("/")
+        if inner and "/" not in inner and (safety_checker or part not in CHECKER):
+            parts.setdefault(part, []).append(inner)
+    wanted = [INDEX]
+    for part, there in parts.items():
+        if not any(name.endswith(WORDS) for name in there):
+            continue
+        chosen = [name for name in there if name.endswith(WORDS) and ".index." not in name]
+        if any(name.endswith((".safetensors", ".bin")) for name in there):
+            chosen += published.choose(there, variant, part)
+        wanted += [f"{part}/{name}" for name in chosen]
+    return sorted(wanted)
+
+
+def fetch_tokenizer(repository: str) -> Path:
+    """The folder of a repository's tokenizer alone.
+
+    Raises:
+        ValueError: it cannot be had; the reason is told.
+    """
+    from huggingface_hub import snapshot_download
+
+    return _asked(repository, lambda: Path(snapshot_download(repository, allow_patterns=list(TOKENIZER))))
+
+
+def _asked(repository: str, ask: Callable[[], FoundT], fallback: Any = None) -> FoundT:
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return ask()
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ConnectionError) as error:
+        unknown = isinstance(error, (RepositoryNotFoundError, HFValidationError))
+        if fallback is not None and not unknown:  # no network: perhaps it is kept here
+            return fallback
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{repository!r} is neither a folder here nor a hub repository that can be fetched: {reason}"
+        ) from error

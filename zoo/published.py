@@ -1,0 +1,142 @@
+"""Folders of published checkpoints in the diffusers layout: which files they hold, and that these are safe to read.
+
+    model_index.json                                          what the parts are, by class
+    unet/config.json, diffusion_pytorch_model.safetensors     a part; or .bin, in shards, or a variant (.fp16.)
+    text_encoder/config.json, model.safetensors               the same with transformers' names
+
+Nothing outside the folder is read: no name may lead out of it, and no link, but for those of the hub's own cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from zoo import tensors
+from zoo.interface import Decoder, Generator, Sampling, TextEncoder
+
+INDEX = "model_index.json"
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of weight files: diffusers', transformers' new and old
+LONGEST_CONFIG = 4_000_000  # bytes
+VARIANT = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a published checkpoint holds: the parts of a pipeline, and how it is sampled."""
+
+    name: str
+    text_encoder: TextEncoder
+    generator: Generator
+    decoder: Decoder
+    defaults: Sampling
+    size: tuple[int, int]  # height and width in pixels
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file in a folder, which may or may not be there.
+
+    Raises:
+        ValueError: the name, or a link that it leads to, leaves the folder.
+    """
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name:
+        raise ValueError(f"{name!r} in {folder} is not a path inside it")
+    path = folder / pure
+    home = _home(folder)
+    if not path.resolve().is_relative_to(home):
+        raise ValueError(f"{path} is a link to {path.resolve()}, outside {home}: put the file itself there")
+    return path
+
+
+def _home(folder: Path) -> Path:
+    """What a folder's links may point into: the model's folder, or in the hub's cache all that is kept of it."""
+    folder = folder.resolve()
+    for snapshots in folder.parents:
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            return snapshots.parent
+    return folder.parent if (folder.parent / INDEX).is_file() else folder
+
+
+def options(folder: Path, name: str) -> dict[str, object]:
+    """What a JSON file in a folder says.
+
+    Raises:
+        ValueError: the file is missing, damaged, or no object of JSON.
+    """
+    path = inside(folder, name)
+    try:
+        size = path.stat().st_size
+        if size > LONGEST_CONFIG:
+            raise ValueError(f"{size} bytes are too many for it")
+        said = tensors.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a valid config: {error}") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} is not a valid config: an object is expected, not {type(said).__name__}")
+    return said
+
+
+def choose(names: Sequence[str], variant: str | None, part: str) -> list[str]:
+    """Of the files in a part's folder, those with the weights: safetensors rather than pickles, whole or in shards.
+
+    variant: such as "fp16": those files where there are any, else the plain ones.
+
+    Raises:
+        ValueError: there are none; the message names those there are.
+    """
+    if variant is not None and not VARIANT.fullmatch(variant):
+        raise ValueError(f"variant {variant!r} is not the name of one, such as 'fp16'")
+    for named in dict.fromkeys((variant, None)):
+        dotted = f".{named}" if named else ""
+        for ending in (".safetensors", ".bin"):
+            for stem in STEMS:
+                if f"{stem}{dotted}{ending}" in names:
+                    return [f"{stem}{dotted}{ending}"]
+                index = f"{stem}{ending}.index{dotted}.json"
+                if index in names:
+                    shard = re.compile(rf"{stem}{re.escape(dotted)}-\d+-of-\d+{re.escape(ending)}")
+                    return [index, *sorted(name for name in names if shard.fullmatch(name))]
+    there = sorted(name for name in names if name.endswith((".safetensors", ".bin")))
+    variants = sorted({parts[1] for name in there if len(parts := name.split(".")) > 2})
+    hint = f"; there are variants: pass variant={variants[0]!r}" if variants else ""
+    raise ValueError(f"{part} holds no weights (found: {', '.join(there) or 'no weight files'}){hint}")
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files that hold the tensors of a part's folder, as `choose` has it.
+
+    Raises:
+        ValueError: there are none, or a shard's name leaves the folder.
+    """
+    first, *_ = choose([path.name for path in folder.glob("*")], variant, str(folder))
+    return _shards(folder, first) if first.endswith(".json") else [inside(folder, first)]
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    listed = options(folder, index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise ValueError(f"{folder / index} has no valid weight_map: names of tensors to names of files are expected")
+    return [inside(folder, name) for name in sorted(set(listed.values()))]
+
+
+def weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a part's folder, as stored.
+
+    Raises:
+        ValueError: no weight files, one is missing or damaged, or two hold the same tensor.
+    """
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder, variant):
+        part = tensors.read(path) if path.suffix == ".safetensors" else tensors.read_pickle(path)
+        if twice := sorted(found.keys() & part.keys()):
+            raise ValueError(f"{path} holds tensors that another shard has too: {', '.join(twice[:5])}")
+        found |= part
+    return found

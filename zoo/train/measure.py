@@ -1,0 +1,161 @@
+"""What is measured of a shipped model folder, by the folder itself, and written into its config, card and README."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, JsonValue
+from torch import Tensor
+
+from zoo import config as configs
+from zoo import model_card, weights
+from zoo.config import ModelConfig
+from zoo.diffusion.noise import ImageNoise
+from zoo.imagen.parts import PIXELS, CascadeDecoder
+from zoo.interface import Representation
+from zoo.loading import load
+from zoo.pipeline import Pipeline
+from zoo.sheet import tensor_sheet
+from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
+from zoo.stable_diffusion.vae import VAE
+from zoo.text.clip import ClipTextEncoder
+from zoo.train.checkpoint import replacing
+
+SAMPLES = "samples.png"
+
+
+class Measuring(BaseModel):
+    """How much is measured of a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    heldout: Literal["dev", "test"] = "test"  # half of the held-out combinations that it is scored on
+    per_task: int = 100
+    edits: int = 24  # scenes for each kind of edit
+    maps: int = 48  # painted scenes, seen and of the dev half, for a model that takes maps
+    enlarged: int = 128  # fresh scenes, for a model whose decoder enlarges
+    examples: tuple[str, ...] = ()  # prompts of the sample sheet
+
+
+MEASURES = ("samples", "evaluation", "editing", "maps", "psnr", "enlarging", "gates", "parameters", "seconds_per_image")
+
+
+def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> None:
+    """Measure the shipped folder itself and write what was found into config, card and README.
+
+    What is not in `what` keeps the figures that it had: they hold as long as its files do.
+    """
+    from zoo.evaluate import editing, maps
+    from zoo.evaluate.distances import reconstruction_psnr
+    from zoo.evaluate.run import Pipe, evaluate
+
+    pipe = load(folder, device="cpu")
+    decoder = pipe.decoder
+    found: dict[str, JsonValue] = {}
+    if "samples" in what:
+        drawn = pipe(list(recipe.examples), n=4, seed=0, progress=False)
+        _write(drawn.sheet(), folder / SAMPLES)
+    if "evaluation" in what:
+        found["evaluation"] = json.loads(
+            json.dumps(evaluate(cast(Pipe, pipe), per_task=recipe.per_task, heldout=recipe.heldout))
+        )
+    if "editing" in what:
+        edit_scores, edited = editing.evaluate(cast(Pipe, pipe), n=recipe.edits)
+        found["editing"] = json.loads(json.dumps(edit_scores))
+        _write(tensor_sheet(editing.sheet_rows(edited)), folder / "editing.png")
+    if "maps" in what and isinstance(pipe.generator, LatentGenerator) and pipe.generator.classes:
+        map_scores, kept = maps.evaluate(cast(Pipe, pipe), n=recipe.maps)
+        found["maps"] = json.loads(json.dumps(map_scores))
+        _write(tensor_sheet(maps.sheet_rows(kept)), folder / "maps.png")
+    if "psnr" in what and isinstance(decoder, VaeDecoder):
+        found["psnr"] = round(reconstruction_psnr(lambda images: _through(decoder.vae, images)), 2)
+    if "enlarging" in what and isinstance(decoder, CascadeDecoder):
+        found["enlarging"] = enlarging(pipe, decoder, recipe.enlarged)
+    if "gates" in what:
+        found["gates"] = gates(folder, pipe)
+    if "parameters" in what:
+        found["parameters"] = parameters(pipe)
+    if "seconds_per_image" in what:
+        found["seconds_per_image"] = seconds(pipe, recipe.examples[0])
+    config = configs.read(folder)
+    config = config.model_copy(update={"results": config.results | found})
+    weights.write_config(folder, config)
+    write_scores(Path("README.md"), config)
+
+
+def enlarging(pipe: Pipeline, decoder: CascadeDecoder, n: int) -> dict[str, JsonValue]:
+    """How true scenes that were made small come out of the cascade, by the level of augmentation."""
+    from zoo.evaluate import enlarging
+
+    swept: dict[str, JsonValue] = {}
+    for level in enlarging.LEVELS:
+        how = [replace(sampling, augmentation=level) for sampling in decoder.defaults.values()]
+
+        def enlarge(small: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            text, null = pipe.text_encoder.encode(prompts), pipe.text_encoder.null(len(prompts))
+            given = Representation(small * 2 - 1, "pixels", PIXELS)
+            return decoder.decode(given, text, null, ImageNoise(seeds), how)  # noqa: B023 - called within this turn
+
+        swept[f"{level:g}"] = dict(enlarging.measure(enlarge, decoder.factor, n=n))
+    used = next(iter(decoder.defaults.values())).augmentation
+    return {"used": used, "levels": swept}
+
+
+def gates(folder: Path, pipe: Pipeline) -> dict[str, JsonValue]:
+    """What can be read from the text encoder's features, and from those of the other tower if it has one."""
+    from zoo.train.gates import TEXT_GATE, report, text_gate
+
+    part = configs.read(folder).text_encoder
+    if isinstance(pipe.text_encoder, ClipTextEncoder) and part.shared is not None:
+        return cast(dict[str, JsonValue], report(str(folder.parent / part.shared)))
+    read = text_gate(pipe.text_encoder)
+    return {"text": dict(read), "passed": min(read.values()) >= TEXT_GATE}
+
+
+def _write(sheet: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:
+    """Images [batch, 3, height, width] in [0, 1] encoded and decoded."""
+    made = vae.decode(vae.encode(images * 2 - 1).mean)
+    return ((made + 1) / 2).clamp(0, 1)
+
+
+def write_scores(readme: Path, config: ModelConfig) -> None:
+    """Put the model's scores between the README's marks for them, where it has such marks."""
+    begin, end = f"<!-- scores of {config.name}: written by `python -m zoo.train.ship` -->\n", "<!-- end of scores -->"
+    text = readme.read_text("utf-8") if readme.is_file() else ""
+    head, found, rest = text.partition(begin)
+    if found:
+        with replacing(readme) as temporary:
+            tail = rest.partition(end)[2]
+            temporary.write_text(f"{head}{begin}\n{model_card.scores(config)}\n\n{end}{tail}", "utf-8")
+
+
+def parameters(pipe: Pipeline) -> dict[str, JsonValue]:
+    """Parameters of each part."""
+    parts = {"text encoder": pipe.text_encoder, "generator": pipe.generator, "decoder": pipe.decoder}
+    return {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in parts.items()
+        if isinstance(part, torch.nn.Module)
+    }
+
+
+def seconds(pipe: Pipeline, prompt: str, repeats: int = 5) -> float:
+    """The median time of one picture, warm."""
+    times = []
+    for seed in range(repeats + 1):
+        started = time.perf_counter()
+        pipe(prompt, n=1, seed=seed, progress=False)
+        times.append(time.perf_counter() - started)
+    return round(sorted(times[1:])[repeats // 2], 3)

@@ -1,0 +1,203 @@
+"""Pretraining T5 (arXiv 1910.10683) on captions alone: spans are cut out of them, and a decoder says what was there.
+
+The facets of a scene are independent, so what is cut out of one caption could only be guessed. Most examples are
+therefore a caption and its paraphrase in the other language: what is cut out of one can be read in the other, by a
+model that knows which colour belongs to which object and which of two lies on the left. The decoder is dropped after
+training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.t5.configuration_t5 import T5Config
+from transformers.models.t5.modeling_t5 import T5EncoderModel, T5ForConditionalGeneration
+
+from zoo.data.captions import Language, caption, partial
+from zoo.data.scenes import random_scene
+from zoo.text import t5
+from zoo.text.tokenizer import FILE, Tokenizer
+from zoo.train.recipe import Recipe, RecipeError, Table
+from zoo.train.task import Batch, Image, Metrics, Task
+
+LANGUAGES: tuple[Language, Language] = ("en", "zh")
+FRESH = 256  # examples of each kind that `inspect` restores
+
+
+class T5Model(Table):
+    """The `[model]` table. Sentinels, which stand for what was cut out, are the last pieces of the vocabulary."""
+
+    width: int = Field(192, ge=1)
+    heads: int = Field(4, ge=1)
+    head_width: int = Field(48, ge=1)
+    feed_forward: int = Field(512, ge=1)  # of each of the two halves, one of which gates the other
+    encoder_layers: int = Field(4, ge=1)
+    decoder_layers: int = Field(2, ge=1)
+    sentinels: int = Field(32, ge=2)
+
+
+class T5Recipe(Recipe):
+    """The recipe of a T5."""
+
+    model: T5Model = T5Model()
+    tokenizer: Path = Path("runs/tokenizer/final/tokenizer.model")
+    corruption: float = Field(0.15, gt=0, lt=1)  # share of pieces that are cut out
+    higher: float = Field(0.5, ge=0, le=1)  # share of examples of which more is cut out, up to `highest`
+    highest: float = Field(0.5, gt=0, lt=1)
+    span: float = Field(3.0, ge=1)  # mean length of what is cut out at one place
+    single: float = Field(0.2, ge=0, le=1)  # share of examples that are one caption without its paraphrase
+    full: float = Field(0.7, ge=0, le=1)  # share of captions that say everything
+    relations: float = Field(0.5, ge=0, le=1)  # share of scenes with a relation, beyond those drawn by chance
+
+
+class T5Task(Task[T5Recipe]):
+    """Batches of captions with holes, and of what was in them."""
+
+    recipe_type = T5Recipe
+
+    def __init__(self, recipe: T5Recipe, device: torch.device) -> None:
+        super().__init__(recipe, device)
+        if recipe.highest < recipe.corruption:
+            raise RecipeError(f"highest = {recipe.highest} is below corruption = {recipe.corruption}: raise it")
+        try:
+            self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), t5.LENGTH, begin=False)
+        except OSError as error:
+            raise RecipeError(f"tokenizer = {recipe.tokenizer} cannot be read: train recipes/tokenizer.toml") from error
+        rng = np.random.default_rng([recipe.seed, 2**40])
+        self.fresh = {"pair": self._batch(FRESH, rng, single=0.0), "single": self._batch(FRESH, rng, single=1.0)}
+
+    def build(self) -> nn.Module:
+        shape = self.recipe.model
+        config = T5Config(
+            vocab_size=len(self.tokenizer) + shape.sentinels,
+            d_model=shape.width,
+            d_kv=shape.head_width,
+            d_ff=shape.feed_forward,
+            num_layers=shape.encoder_layers,
+            num_decoder_layers=shape.decoder_layers,
+            num_heads=shape.heads,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=self.tokenizer.padding,
+            eos_token_id=self.tokenizer.end,
+            decoder_start_token_id=self.tokenizer.padding,
+            attn_implementation="eager",  # the fused kernel's backward pass is slow on a CPU
+        )
+        model = cast(nn.Module, T5ForConditionalGeneration(config))
+        for module in model.modules():
+            if hasattr(module, "act"):  # the same function as transformers' "gelu_new", in one pass over memory
+                module.act = nn.GELU(approximate="tanh")
+        return model
+
+    def batch(self, step: int, rng: np.random.Generator) -> Batch:
+        return self._batch(self.recipe.batch, rng, self.recipe.single)
+
+    def _batch(self, count: int, rng: np.random.Generator, single: float) -> Batch:
+        examples = [self._example(rng, single) for _ in range(count)]
+        sources, targets = zip(*examples, strict=True)
+        return {"source": _padded(sources, self.tokenizer.padding), "target": _padded(targets, self.tokenizer.padding)}
+
+    def _example(self, rng: np.random.Generator, single: float) -> tuple[list[int], list[int]]:
+        recipe = self.recipe
+        said = random_scene(rng, kind="relation" if rng.random() < recipe.relations else None).describe()
+        said = said if rng.random() < recipe.full else partial(said, rng)
+        order = LANGUAGES if rng.random() < 0.5 else LANGUAGES[::-1]
+        spoken = order[:1] if rng.random() < single else order
+        texts = [self.tokenizer.pieces.encode(caption(said, language, rng)) for language in spoken]
+        more = rng.random() < recipe.higher
+        rate = float(rng.uniform(recipe.corruption, recipe.highest)) if more else recipe.corruption
+        # A span that reaches from one caption into the next takes two sentinels.
+        lost = holes(sum(map(len, texts)), rate, recipe.span, recipe.model.sentinels - 1, rng)
+        return corrupted(texts, lost, len(self.tokenizer) + recipe.model.sentinels - 1, self.tokenizer.end)
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        guessed, target = self._guess(model, batch), batch["target"]
+        loss = F.cross_entropy(guessed.flatten(0, 1).float(), target.flatten(), ignore_index=self.tokenizer.padding)
+        return loss, {"restored": self._restored(guessed.detach(), target)}
+
+    def _guess(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits [batch, length, vocabulary] of each target piece, from the source and the target pieces before it."""
+        source, padding = batch["source"], self.tokenizer.padding
+        before = F.pad(batch["target"][:, :-1], (1, 0), value=padding)
+        out = model(input_ids=source, attention_mask=source != padding, decoder_input_ids=before, use_cache=False)
+        return cast(Tensor, out.logits)
+
+    def _restored(self, guessed: Tensor, target: Tensor) -> Tensor:
+        """The share of pieces that were cut out and are guessed right; markers and sentinels do not count."""
+        counted = (target != self.tokenizer.padding) & (target != self.tokenizer.end) & (target < len(self.tokenizer))
+        return (guessed.argmax(-1) == target)[counted].float().mean()
+
+    def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
+        figures = {}
+        for name, batch in self.fresh.items():
+            there = {key: tensor.to(self.device) for key, tensor in batch.items()}
+            figures[f"restored_{name}"] = float(self._restored(self._guess(model, there), there["target"]))
+        return None, figures
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """A folder that `T5TextEncoder` and transformers read: config.json, model.safetensors, tokenizer/."""
+        whole = cast(T5ForConditionalGeneration, model)
+        encoder = T5EncoderModel(whole.encoder.config)
+        encoder.encoder.load_state_dict(whole.encoder.state_dict())
+        encoder.shared = encoder.encoder.embed_tokens
+        t5.write(folder, encoder, torch.float16)
+        # Not as spiece.model, which transformers would take for a vocabulary of T5's own kind and cut otherwise.
+        (folder / FILE).parent.mkdir()
+        (folder / FILE).write_bytes(self.tokenizer.model)
+
+
+def holes(length: int, rate: float, span: float, most: int, rng: np.random.Generator) -> list[bool]:
+    """Which of `length` pieces are cut out: a share `rate` of them, in at most `most` spans of mean length `span`.
+
+    Spans lie anywhere, the first and the last piece included, and never touch.
+    """
+    lost = max(1, min(round(length * rate), length - 1))
+    count = min(max(1, round(lost / span)), length - lost + 1, most)
+    inside = _parts(lost, count, rng)
+    outside = _parts(length - lost + 2, count + 1, rng)  # one too many at either end, where there may be none
+    outside[0] -= 1
+    outside[-1] -= 1
+    runs = [run for k in range(count) for run in ([False] * outside[k], [True] * inside[k])]
+    return [gone for run in [*runs, [False] * outside[-1]] for gone in run]
+
+
+def corrupted(
+    texts: Sequence[Sequence[int]], lost: Sequence[bool], first: int, end: int
+) -> tuple[list[int], list[int]]:
+    """Texts with a sentinel for each hole, each closed by `end`; and the sentinels, each followed by what was there.
+
+    Sentinels count down from `first`. The end marker closes the last hole.
+    """
+    source: list[int] = []
+    target: list[int] = []
+    sentinel, flags = first, iter(lost)
+    for text in texts:
+        inside = False
+        for piece, gone in zip(text, flags, strict=False):
+            if gone and not inside:
+                source.append(sentinel)
+                target.append(sentinel)
+                sentinel -= 1
+            (target if gone else source).append(piece)
+            inside = gone
+        source.append(end)
+    return source, [*target, end]
+
+
+def _parts(total: int, count: int, rng: np.random.Generator) -> list[int]:
+    """`total` as a sum of `count` numbers of at least one, all such sums being equally likely."""
+    cuts = np.sort(rng.choice(total - 1, count - 1, replace=False)) + 1
+    return [int(part) for part in np.diff([0, *cuts, total])]
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
+    """Rows of ids as int64 [rows, longest]."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows])
