@@ -1,8 +1,8 @@
 """What adapters cost: a step of the U-Net with and without them, and a training step beside PEFT's.
 
-python benchmarks/adapt.py [rank]
+python benchmarks/adapt.py [rank] [rounds]
 
-The U-Net is a quarter as wide as Stable Diffusion 1's, with random weights. Times are medians of interleaved rounds;
+The U-Net is a fifth as wide as Stable Diffusion 1's, with random weights. Times are medians of interleaved rounds;
 memory is what the process, which has done nothing else, grows by from before training to its highest (on a GPU: the
 highest allocation).
 """
@@ -20,26 +20,28 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from statistics import median
 
-ROUNDS, TRAINING = 15, 9
 WAYS = ("zoo", "peft")
+SIDE = 16  # of the latents
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
 
 
-def main(rank: int = 4) -> None:
+def main(rank: int = 4, times: int = 15) -> None:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{platform.machine()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}, LoRA of rank {rank}")
-    steps(rank, device)
-    print("training step, batch 2, 32 x 32 latents")
+    steps(rank, times, device)
+    print(f"training step, batch 2, {SIDE} x {SIDE} latents")
     for way in WAYS:
         # A process of its own each: memory that one has touched would be free for the next.
-        done = subprocess.run([sys.executable, __file__, str(rank), way], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, str(rank), str(times), way], check=True, capture_output=True, text=True
+        )
         said = json.loads(done.stdout)
         print(f"  {way:24} {said['seconds'] * 1000:8.1f} ms  {said['memory'] / 2**20:8.1f} MiB")
 
 
-def steps(rank: int, device: str) -> None:
+def steps(rank: int, times: int, device: str) -> None:
     """A call of the network: bare, with the adapter loaded but not asked for, acting, and merged."""
     import torch
 
@@ -66,16 +68,16 @@ def steps(rank: int, device: str) -> None:
         "a strength per image": one_each,
     }
     with torch.no_grad():
-        taken = rounds(ways, device, ROUNDS)
+        taken = rounds(ways, device, times)
         injection.merge()
-        merged = rounds({"none": ways["none"], "merged": lambda: call(network)}, device, ROUNDS)
-    print("step of the U-Net, batch 2, 32 x 32 latents")
+        merged = rounds({"none": ways["none"], "merged": lambda: call(network)}, device, times)
+    print(f"step of the U-Net, batch 2, {SIDE} x {SIDE} latents")
     for name, seconds in taken.items():
         print(f"  {name:24} {seconds * 1000:8.1f} ms  {seconds / taken['none']:8.3f} of none")
     print(f"  {'merged':24} {merged['merged'] * 1000:8.1f} ms  {merged['merged'] / merged['none']:8.3f} of none")
 
 
-def training(rank: int, way: str) -> None:
+def training(rank: int, times: int, way: str) -> None:
     """Seconds of a training step and bytes that training needs, printed as JSON."""
     import torch
 
@@ -108,7 +110,7 @@ def training(rank: int, way: str) -> None:
         loss.backward()
         optimiser.step()
 
-    taken = rounds({way: step}, device, TRAINING)[way]
+    taken = rounds({way: step}, device, times)[way]
     print(json.dumps({"seconds": taken, "memory": memory(device) - before}))
 
 
@@ -119,7 +121,7 @@ def build(rank: int, device: str):  # type: ignore[no-untyped-def]
     from zoo.stable_diffusion.unet import UNet, UNetConfig
 
     torch.manual_seed(0)
-    network = UNet(UNetConfig(channels=(80, 160, 320, 320), groups=16)).requires_grad_(False).eval().to(device)
+    network = UNet(UNetConfig(channels=(64, 128, 256, 256), groups=16)).requires_grad_(False).eval().to(device)
     lora = LoRA.build(network, [Target(pattern=f"*.{name}", rank=rank) for name in TARGETS])
     for layer in lora.layers.values():
         torch.nn.init.normal_(layer.up, std=0.01)
@@ -131,7 +133,7 @@ def caller(device: str):  # type: ignore[no-untyped-def]
 
     from zoo.interface import Conditioning
 
-    x, tokens = torch.randn(2, 4, 32, 32, device=device), torch.randn(2, 77, 768, device=device)
+    x, tokens = torch.randn(2, 4, SIDE, SIDE, device=device), torch.randn(2, 77, 768, device=device)
     times = torch.full((2,), 500.0, device=device)
     return lambda network: network(x, times, Conditioning(tokens=tokens))
 
@@ -160,8 +162,8 @@ def memory(device: str) -> int:
 
 
 if __name__ == "__main__":
-    given = int(sys.argv[1]) if len(sys.argv) > 1 else 4
-    if len(sys.argv) > 2:
-        training(given, sys.argv[2])
+    numbers = [int(given) for given in sys.argv[1:3]]
+    if len(sys.argv) > 3:
+        training(*numbers, sys.argv[3])
     else:
-        main(given)
+        main(*numbers)

@@ -24,7 +24,8 @@ SettingsT = Mapping[str, object]
 class Result:
     """Images [batch, 3, height, width] in [0, 1], float32 on the CPU, prompt by prompt; image i has `seeds[i]`.
 
-    `pipe(prompts[i], n=1, seed=seeds[i], **settings)` makes image i again.
+    `pipe(prompts[i], n=1, seed=seeds[i], **settings)` makes image i again; where `settings["adapters"]` is a list, each
+    image having its own, it is the i-th of them.
     """
 
     tensor: Tensor

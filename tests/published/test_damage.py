@@ -289,7 +289,8 @@ def test_configs_that_cannot_be(file: str, option: str, value: object, folder: P
     path = folder / file
     said = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**said, option: value}), "utf-8")
-    check(lambda: zoo.load(folder, device="cpu"), str(folder / file.split("/")[0]))
+    part = file.rpartition("/")[0]  # what model_index.json says may be refused where it is used
+    check(lambda: zoo.load(folder, device="cpu"), str(folder / part))
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,16 @@ def test_cached_rows_belong_together(home: Path) -> None:
     assert clean.shape == (2, 8)
 
 
+def test_the_image_space_is_named_by_the_image_tower(home: Path) -> None:
+    space = Clip.load(home / "clip").image_space
+    for projection, same in (("text_projection", True), ("visual_projection", False)):
+        other = Clip.load(home / "clip")
+        with torch.no_grad():
+            other.model.get_submodule(projection).weight[0, 0] += 1
+        assert (other.image_space == space) is same
+    assert Clip.load(home / "clip").half().image_space == space, "stored in half precision it is the same space"
+
+
 def test_retrieval_tells_the_right_embedding_from_a_wrong_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = task_type("one-step-prior")
     task = kind(validate(kind.recipe_type, read_toml(home / "one-step-prior.toml")), torch.device("cpu"))
@@ -163,10 +173,11 @@ def test_retrieval_tells_the_right_embedding_from_a_wrong_one(home: Path, monkey
     assert {half: len(one.embeddings) for half, one in asked.items()} == {"seen": 6, "dev": 6}
 
     def told(part: object, *_: object, **__: object) -> torch.Tensor:
-        return torch.cat([next(answers)] * 2)
+        return next(answers)
 
     monkeypatch.setattr("zoo.dalle2.one_step_prior.OneStepPrior.draw", told)
-    answers = iter([asked["seen"].embeddings, asked["dev"].embeddings.roll(1, 0)])
+    seen, dev = asked["seen"].embeddings, asked["dev"].embeddings.roll(1, 0)
+    answers = iter([seen, seen, dev, dev])  # one for each candidate
     _, figures = task.inspect(model)
     assert figures["retrieval_seen"] == 1
     assert figures["cosine_seen"] == pytest.approx(1, abs=1e-5)

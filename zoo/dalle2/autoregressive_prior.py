@@ -68,7 +68,10 @@ class AutoregressiveTransformer(nn.Module):
         self.vector = nn.Linear(config.embedding, width)
         self.similarity = nn.Embedding(config.levels, width)
         self.codes = nn.Embedding(config.buckets, width)
-        self.positions = nn.Parameter(torch.randn(1, config.prefix + config.dimensions - 1, width) * width**-0.5)
+        places = config.prefix + config.dimensions - 1
+        self.positions = nn.Parameter(torch.randn(1, places, width) * width**-0.5)
+        for table in (self.similarity, self.codes):  # as large as the positions, which say what a code means
+            nn.init.normal_(table.weight, std=width**-0.5)
         self.blocks = CausalTransformer(config)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.buckets)

@@ -51,7 +51,7 @@ def measure(
         small = F.avg_pool2d(true, factor)
         said = [caption(scenes[i], LANGUAGES[i % 2], np.random.default_rng([seed, i]), full=True) for i in rows]
         large = enlarge(small, said, [seed + i for i in rows]).float().cpu()
-        right += [judge(picture, scenes[i]).ok for i, picture in zip(rows, large, strict=True)]
+        right += [judge(picture, scenes[i].describe()).ok for i, picture in zip(rows, large, strict=True)]
         ratios.append(psnr(large, true))
         shifts.append((F.avg_pool2d(large, factor) - small).abs().flatten(1).mean(1) * 255)
     return Enlarging(

@@ -112,7 +112,10 @@ class ClipTextEncoder(nn.Module):
         source: str | Path,
         layer: int,
     ) -> ClipTextEncoder:
-        model = tensors.on_meta(lambda: CLIPTextModelWithProjection(config))
+        try:
+            model = tensors.on_meta(lambda: CLIPTextModelWithProjection(config))
+        except Exception as error:  # the library checks with many kinds of error
+            raise ValueError(f"{source} is not the config of a CLIP text tower: {error!r}") from error
         if PROJECTION not in stored:
             model.text_projection = nn.Identity()
         # Not stored, so not on meta: see `tensors.on_meta`.
