@@ -5,13 +5,15 @@ python benchmarks/published.py --dtype bfloat16
 python benchmarks/published.py --width 32          a narrow one, in seconds
 python benchmarks/published.py --folder PATH       a checkpoint that is there already
 
-Prints the seconds that loading takes, the peak of memory over all, the seconds of a step (the median, guidance on), and
-those of the whole picture. Both read the same folder, warm in the file cache. Writing and drawing need diffusers.
+Prints the seconds that imports and then loading take, those of a step (the median, guidance on) and of the whole
+picture, and the peak of memory over all. Both read the same folder, warm in the file cache. Writing and drawing need
+diffusers.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -20,6 +22,7 @@ import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +32,7 @@ import torch
 PROMPT, GUIDANCE, STEPS, SIDE = "a large pink butterfly", 7.5, 4, 512
 KEPT = Path.home() / ".cache" / "zoo-benchmarks"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+THEIR_TEXT = ("transformers:CLIPTextModel", "transformers:CLIPTokenizer")
 Measured = dict[str, float]
 
 
@@ -94,6 +98,7 @@ def timed(act: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def ours(folder: str, dtype: str, side: int, device: str) -> Measured:
+    _, importing = timed(lambda: brought("zoo.loading", "zoo.stable_diffusion.pretrained", *THEIR_TEXT))
     import zoo
 
     pipe, loading = timed(lambda: zoo.load(folder, device=device, dtype=DTYPES[dtype]))
@@ -104,10 +109,12 @@ def ours(folder: str, dtype: str, side: int, device: str) -> Measured:
 
     settings = {"n": 1, "steps": STEPS, "guidance": GUIDANCE, "height": side, "width": side, "progress": False}
     _, drawing = timed(lambda: pipe(PROMPT, callback=mark, **settings))
-    return measured(loading, marks, drawing, device)
+    return measured(importing, loading, marks, drawing, device)
 
 
 def theirs(folder: str, dtype: str, side: int, device: str) -> Measured:
+    from_diffusers = ("diffusers:StableDiffusionPipeline", "diffusers:UNet2DConditionModel", "diffusers:AutoencoderKL")
+    _, importing = timed(lambda: brought(*from_diffusers, "diffusers:PNDMScheduler", *THEIR_TEXT))
     from diffusers import StableDiffusionPipeline
 
     kind = DTYPES[dtype]
@@ -123,13 +130,23 @@ def theirs(folder: str, dtype: str, side: int, device: str) -> Measured:
 
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "height": side, "width": side}
     _, drawing = timed(lambda: pipe(PROMPT, callback_on_step_end=mark, **settings))
-    return measured(loading, marks, drawing, device)
+    return measured(importing, loading, marks, drawing, device)
 
 
-def measured(loading: float, marks: list[float], drawing: float, device: str) -> Measured:
+def brought(*names: str) -> None:
+    """Import modules and, from lazy ones, what they name."""
+    for name in names:
+        module, _, inner = name.partition(":")
+        found = importlib.import_module(module)
+        if inner:
+            getattr(found, inner)
+
+
+def measured(importing: float, loading: float, marks: list[float], drawing: float, device: str) -> Measured:
     # The first span holds the text encoder, and here PLMS' second prediction, which the reference counts as a step.
-    spans = [end - start for start, end in zip(marks[1:-1], marks[2:], strict=True)]
+    spans = [end - start for start, end in pairwise(marks[1:])]
     found = {
+        "import_s": importing,
         "load_s": loading,
         "step_s": median(spans),
         "picture_s": drawing,

@@ -180,17 +180,18 @@ def test_a_decoder_alone_needs_the_latents_it_decodes(home: Path) -> None:
         run(home / "vae.toml", [f"out={home / 'none'}", "train=decoder", f"init={home}"], device="cpu")
 
 
-@pytest.mark.parametrize("part", ["vae", "decoder", "unet"])
+@pytest.mark.parametrize("part", ["vae", "decoder", "unet", "muon"])
 def test_a_resumed_part_is_the_uninterrupted_one_bit_for_bit(home: Path, part: str) -> None:
     frozen = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}", "judged=0"]
     alone = ["train=decoder", f"init={home / 'vae' / 'final'}", "noise=0.1"]
-    recipe = home / f"{'unet' if part == 'unet' else 'vae'}.toml"
-    more = ["checkpoint_every=1", *{"vae": [], "decoder": alone, "unet": frozen}[part]]
+    latent = part in ("unet", "muon")
+    recipe, muon = home / f"{'unet' if latent else 'vae'}.toml", [*frozen, "optimiser.kind=muon"]
+    more = ["checkpoint_every=1", *{"vae": [], "decoder": alone, "unet": frozen, "muon": muon}[part]]
     whole, parts = home / f"{part}-whole", home / f"{part}-parts"
     for out in (whole, parts):
         run(recipe, [f"out={out}", *more], device="cpu")
     (parts / "checkpoints" / "step-00000003.safetensors").unlink()  # as if it had been killed before the last one
     run(recipe, [f"out={parts}", *more], device="cpu", resume=True)
-    name = "final/unet/model.safetensors" if part == "unet" else "final/model.safetensors"
+    name = "final/unet/model.safetensors" if latent else "final/model.safetensors"
     expected, got = load_file(whole / name), load_file(parts / name)
     assert all(torch.equal(expected[key], got[key]) for key in expected)
