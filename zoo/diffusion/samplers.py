@@ -200,17 +200,23 @@ def plms(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
 
 
 def plms_v(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
-    """PLMS for networks that predict v, with the slopes taken of v itself, as published; else as `plms`."""
+    """PLMS with the slopes taken of v = (alpha x - x0) / sigma, as published for networks that predict it."""
     slopes: list[Tensor] = []
     for i, a, b in grid.pairs():
-        now = predict(x, a.t)
-        slopes = [now.raw, *slopes[:3]]
+        now = predict(x, a.t).x0
+        slopes = [velocity(x, now, a), *slopes[:3]]
         slope = _adams_bashforth(slopes)
         if i == 0 and b.sigma > 0:
-            slope = (slopes[0] + predict(transfer(x, now.x0, a, b), b.t).raw) / 2
+            ahead = transfer(x, now, a, b)
+            slope = (slopes[0] + velocity(ahead, predict(ahead, b.t).x0, b)) / 2
         x0 = a.alpha * x - a.sigma * slope
         x = b.alpha * x0 + b.sigma * (a.alpha * slope + a.sigma * x)
         yield Step(i, a.t, x, x0)
+
+
+def velocity(x: Tensor, x0: Tensor, at: Point) -> Tensor:
+    """The v of a state and its clean estimate (arXiv 2202.00512)."""
+    return (at.alpha * x - x0) / at.sigma
 
 
 def _adams_bashforth(slopes: list[Tensor]) -> Tensor:
