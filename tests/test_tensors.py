@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from zoo import tensors
@@ -84,3 +85,35 @@ def test_fingerprint() -> None:
     assert tensors.fingerprint(dict(reversed(weights().items()))) == mark
     assert tensors.fingerprint(weights(bias=torch.tensor([1.0, 1.01]))) != mark
     assert tensors.fingerprint({"weight": weights()["weight"].reshape(3, 2), "bias": torch.ones(2)}) != mark
+
+
+def test_eight_bits_are_half_of_half_precision_and_nearly_as_good(tmp_path: Path) -> None:
+    source = torch.Generator().manual_seed(0)
+    kernel = torch.randn(32, 64, 3, 3, generator=source) * torch.logspace(-3, 1, 32)[:, None, None, None]
+    given = {
+        "kernel": kernel,
+        "bias": torch.randn(32, generator=source),
+        "ids": torch.arange(5),
+        "empty": torch.zeros(0, 4),
+    }
+    tensors.write(tmp_path / "half.safetensors", given, torch.float16)
+    tensors.write(tmp_path / "eight.safetensors", given, torch.int8)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "eight")]
+    assert sizes[1] < 0.53 * sizes[0]
+    stored = tensors.read(tmp_path / "eight.safetensors")
+    assert stored.keys() == given.keys()
+    assert torch.equal(stored["ids"], given["ids"])
+    assert torch.equal(stored["bias"], given["bias"].half())
+    error = (stored["kernel"].float() - kernel).flatten(1).norm(dim=1) / kernel.flatten(1).norm(dim=1)
+    assert float(error.max()) < 0.012, "each row has a scale of its own"
+    tensors.write(tmp_path / "again.safetensors", stored, torch.int8)
+    again = tensors.read(tmp_path / "again.safetensors")
+    assert torch.allclose(again["kernel"].float(), stored["kernel"].float(), rtol=2e-3, atol=1e-6)
+
+
+def test_eight_bits_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weight holds NaN or infinity"):
+        tensors.write(tmp_path / "nan.safetensors", weights(weight=torch.full((2, 3), torch.nan)), torch.int8)
+    save_file({"w": torch.ones(2, 3, dtype=torch.int8), "w.scale": torch.ones(3)}, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=r"odd\.safetensors is damaged: the scales of w do not fit"):
+        tensors.read(tmp_path / "odd.safetensors")

@@ -76,6 +76,10 @@ def generate(
         list[str] | None,
         typer.Option("--lora", metavar="FILE[:STRENGTH]", help="A LoRA: file, folder or hub id; may be repeated."),
     ] = None,
+    augmentation: Annotated[
+        float | None, typer.Option(help="Noise before enlarging, 0 to 1, if the model does.")
+    ] = None,
+    stages: Annotated[str | None, typer.Option(help="Settings of enlarging stages, as JSON by their names.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNGs and the contact sheet.")] = Path(
         "outputs"
     ),
@@ -110,6 +114,8 @@ def generate(
         mask=_picture(mask),
         strength=strength,
         layout=_picture(layout),
+        augmentation=augmentation,
+        stages=None if stages is None else _json(stages, "--stages"),
         adapters=adapters,
         progress=not quiet and sys.stderr.isatty(),
     )
@@ -301,6 +307,14 @@ def _adapt(pipeline: Pipeline, loras: list[str]) -> dict[str, float]:
         pipeline.load_lora(source, name=name)
         chosen[name] = strength
     return chosen
+
+
+def _json(text: str, option: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        example = '{"super-resolution": {"steps": 4}}'
+        raise ValueError(f"{option} is not JSON ({error}); it reads like {example}") from error
 
 
 def _picture(path: Path | None) -> Image.Image | None:

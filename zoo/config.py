@@ -49,6 +49,7 @@ class Defaults(Strict):
     interval: tuple[float, float] | None = None
     threshold: float | None = None
     eta: float = 0.0
+    augmentation: float | None = None
 
 
 class ModelConfig(Strict):

@@ -315,9 +315,13 @@ class Pipeline:
         defaults = dict(self.decoder.defaults) if isinstance(self.decoder, Staged) else {}
         if not defaults and (stages or augmentation is not None):
             raise ValueError(f"{self.name} has no stages that are sampled after its generator: leave out stages=")
+        if stages is not None and not isinstance(stages, Mapping):
+            raise ValueError(f"stages are settings by the stages' names ({', '.join(defaults)}), not {stages!r}")
         for stage, said in (stages or {}).items():
             if stage not in defaults:
                 raise ValueError(f"{self.name} has no stage {stage!r}; there are: {', '.join(defaults)}")
+            if not isinstance(said, Mapping):
+                raise ValueError(f'settings of stage {stage!r} are given by name, such as {{"steps": 4}}, not {said!r}')
             if unknown := said.keys() - {field.name for field in fields(Sampling)}:
                 raise ValueError(f"stage {stage!r} knows no setting {', '.join(sorted(unknown))}")
             defaults[stage] = replace(defaults[stage], **said)  # type: ignore[arg-type]

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LONGEST_HEADER = 100_000_000  # bytes, the library's own limit
+SCALE = ".scale"  # ends the name of the scales of a tensor that is stored in eight bits
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, as stored.
+    """All tensors of a safetensors file, as stored; those that `write` put in eight bits come as float16.
 
     Raises:
         ValueError: the file is missing, cut off or not safetensors, or names a tensor twice.
@@ -28,7 +29,7 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         _check_header(path)
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return _unpacked({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error}): fetch or write it again") from error
 
@@ -129,16 +130,17 @@ def write(
 ) -> None:
     """Write tensors, the floating ones as `dtype` if given, through a temporary file that takes the place at the end.
 
-    `metadata` goes into the header, in place of {"format": "pt"}.
+    With int8, matrices and kernels become whole numbers of eight bits and a scale for each of their rows, all else
+    float16: half the size of half precision, at a relative error of some 0.7 %. `metadata` goes into the header, in place of {"format": "pt"}.
 
     Raises:
         ValueError: a tensor holds NaN or infinity, perhaps only once it is stored as `dtype`.
     """
     plain = {}
-    for name, tensor in tensors.items():
+    for name, tensor in (_packed(tensors) if dtype == torch.int8 else tensors).items():
         stored = tensor.detach().cpu()
         if stored.is_floating_point():
-            stored = stored.to(dtype or stored.dtype)
+            stored = stored.to(torch.float16 if dtype == torch.int8 else dtype or stored.dtype)
             if not torch.isfinite(stored).all():
                 raise ValueError(f"{name} holds NaN or infinity as {stored.dtype}: not writing {path}")
         plain[name] = stored.clone(memory_format=torch.contiguous_format)
@@ -149,6 +151,32 @@ def write(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every floating tensor of two dimensions or more as int8, and its scales [rows] under a name of their own."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.ndim < 2 or not tensor.numel():
+            packed[name] = tensor
+            continue
+        rows = tensor.detach().float().cpu().flatten(1)
+        scale = (rows.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float16).tiny).half()
+        whole = (rows / scale.float()[:, None]).round().clamp(-127, 127)
+        if not torch.isfinite(whole).all():
+            raise ValueError(f"{name} holds NaN or infinity, which eight bits cannot")
+        packed[name], packed[name + SCALE] = whole.to(torch.int8).view(tensor.shape), scale
+    return packed
+
+
+def _unpacked(stored: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """What `_packed` was given, but for rounding."""
+    for name in [name for name, tensor in stored.items() if tensor.dtype == torch.int8 and name + SCALE in stored]:
+        whole, scale = stored[name], stored.pop(name + SCALE)
+        if scale.shape != whole.shape[:1] or not scale.is_floating_point():
+            raise ValueError(f"{path} is damaged: the scales of {name} do not fit it")
+        stored[name] = (whole.float() * scale.float().view(-1, *[1] * (whole.ndim - 1))).half()
+    return stored
 
 
 def on_meta(build: Callable[[], ModuleT]) -> ModuleT:

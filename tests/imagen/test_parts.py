@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +18,7 @@ from torch import Tensor
 import zoo
 from tests.conftest import latent_generator, text_encoder, vae_decoder
 from tests.imagen.conftest import base, stage, t5
+from zoo import cli
 from zoo.cascade import StageConfig
 from zoo.diffusion.samplers import SAMPLERS
 from zoo.efficient_unet import EfficientUNetConfig
@@ -112,6 +116,8 @@ def test_a_stage_is_sampled_as_the_call_says(draw: Draw) -> None:
         ({"stages": {"first": {"step": 1}}}, "knows no setting step"),
         ({"stages": {"first": {"steps": 0}}}, "steps must be a whole number"),
         ({"stages": {"first": {"sampler": "dpm"}}}, "dpm"),
+        ({"stages": [{"steps": 1}]}, r"by the stages' names \(first, second\)"),
+        ({"stages": {"first": 4}}, "settings of stage 'first' are given by name"),
         ({"augmentation": 1.5}, "augmentation level lies in"),
         ({"layout": Image.new("L", (32, 32))}, "takes no layout"),
         ({"height": 30}, "multiples of 8; the nearest is 32 x 32"),
@@ -127,6 +133,40 @@ def test_models_without_stages_say_so(vocabulary: bytes) -> None:
     latent = Pipeline(encoder, latent_generator(encoder, decoder), decoder)
     with pytest.raises(ValueError, match="no stages that are sampled after its generator"):
         latent(RED, augmentation=0.1, progress=False)
+
+
+def test_the_command_line_reaches_stages(
+    imagen_folder: Path, draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*more: str) -> int:
+        arguments = [
+            "zoo",
+            "generate",
+            PINK,
+            "-m",
+            str(imagen_folder),
+            "-n",
+            "1",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path),
+        ]
+        monkeypatch.setattr(sys, "argv", [*arguments, *more])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    settings = {"augmentation": 0.4, "stages": {"second": {"steps": 1}}}
+    assert run("--augmentation", "0.4", "--stages", json.dumps(settings["stages"])) == 0
+    written = next(path for path in tmp_path.glob("*.png") if "contact" not in path.name)
+    with Image.open(written) as image:
+        assert same(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255, draw(PINK, n=1, **settings).tensor[0])
+    capsys.readouterr()
+    assert run("--stages", "{second: 1}") == 2
+    assert 'it reads like {"super-resolution": {"steps": 4}}' in capsys.readouterr().err
 
 
 def test_text_is_encoded_once_for_all_stages(pipe: Pipeline, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.data.artwork import ARTWORK, BLOB, EYES, PUPILS, RASTER, REACH, SMILE, Array, Field, raster
+from zoo.data.artwork import ARTWORK, BLOB, EYES, PUPILS, RASTER, REACH, SMILE, Array, Artwork, Field, raster
 from zoo.data.scenes import Placed, Scene
 
 PALETTE = {
@@ -42,13 +44,22 @@ INK = np.array((30, 26, 36), np.float32)
 LINE = {"cartoon": 0.026, "sketch": 0.03}  # outline width as a share of the picture
 
 
-def render(scene: Scene, size: int = 64) -> NDArray[np.uint8]:
-    """Draw a scene as RGB [size, size, 3]."""
+@dataclass(frozen=True)
+class Figure:
+    """A thing that is not of the world: its artwork, and the colours of those paints that are its own, by name."""
+
+    art: Artwork
+    paints: Mapping[str, tuple[int, int, int]]
+
+
+def render(scene: Scene, size: int = 64, figures: Mapping[str, Figure] | None = None) -> NDArray[np.uint8]:
+    """Draw a scene as RGB [size, size, 3]. `figures` are things of other shapes than the world's, by their names."""
     top, bottom = (np.array(c, np.float32) for c in BACKDROP[scene.background])
     fade = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
     canvas = np.broadcast_to(top + (bottom - top) * fade, (size, size, 3)).copy()
     for thing in scene.objects:
-        _Brush(canvas, thing, scene.style).paint(scene.face, dark=scene.background == "night")
+        brush = _Brush(canvas, thing, scene.style, (figures or {}).get(thing.shape))
+        brush.paint(scene.face, dark=scene.background == "night")
     return canvas.round().clip(0, 255).astype(np.uint8)
 
 
@@ -69,8 +80,10 @@ def footprints(scene: Scene, size: int = 64) -> NDArray[np.bool_]:
 class _Brush:
     """Paints one object on the window of the canvas that it can touch."""
 
-    def __init__(self, canvas: Array, thing: Placed, style: str) -> None:
+    def __init__(self, canvas: Array, thing: Placed, style: str, figure: Figure | None = None) -> None:
         size = canvas.shape[0]
+        self.art = ARTWORK[thing.shape] if figure is None else figure.art
+        self.paints = {} if figure is None else figure.paints
         self.thing, self.style, self.size = thing, style, size
         self.scale = thing.extent * size / 2  # pixels a unit of the artwork
         reach = self.scale * REACH
@@ -81,7 +94,7 @@ class _Brush:
         self.shape = (right - self.left, bottom - self.top)
         self.behind = self.window.copy()  # what shows through a sketch
         self.line = LINE.get(style, 0.0) * size * max(0.8, min(1.0, thing.extent / 0.4))
-        self.colour = np.array(PALETTE[thing.colour], np.float32)
+        self.colour = np.array(self.paints.get("body") or PALETTE[thing.colour], np.float32)
 
     def distance(self, field: Field, x: float = 0.0, y: float = 0.0, unit: float = 1.0) -> Array:
         """Signed distance in pixels to a field drawn at (x, y) of the artwork, `unit` its size there."""
@@ -107,6 +120,8 @@ class _Brush:
     def tint(self, paint: str) -> Array:
         if paint == "body":
             return self.colour
+        if paint in self.paints:
+            return np.array(self.paints[paint], np.float32)
         if paint == "shade":
             return self.colour * 0.76 if self.thing.colour != "black" else self.colour + 34
         if paint == "light":
@@ -119,7 +134,7 @@ class _Brush:
 
     def paint(self, face: bool, dark: bool) -> None:
         """Parts in order, then highlight and face."""
-        art = ARTWORK[self.thing.shape]
+        art = self.art
         for part in art.parts:
             if face and part.yields:
                 continue
