@@ -16,15 +16,21 @@ from typing import TYPE_CHECKING
 from zoo.registry import card, list_models
 
 if TYPE_CHECKING:
+    from zoo.comparison.run import compare
     from zoo.loading import load
     from zoo.pipeline import Pipeline
     from zoo.result import Result
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "Result", "card", "list_models", "load"]
+__all__ = ["Pipeline", "Result", "card", "compare", "list_models", "load"]
 
 
-_HOMES = {"Pipeline": "zoo.pipeline", "Result": "zoo.result", "load": "zoo.loading"}
+_HOMES = {
+    "Pipeline": "zoo.pipeline",
+    "Result": "zoo.result",
+    "compare": "zoo.comparison.run",
+    "load": "zoo.loading",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.noise import INITIAL
+from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import Conditioning, NoiseSource, Observer, Sampling, TextFeatures, TextSpec
@@ -38,6 +39,7 @@ class StageConfig(BaseModel):
     augmentation_schedule: Schedule = Schedule("cosine")  # of the noise on the smaller picture
     align_corners: bool = False  # of the bilinear enlargement
     sampling: Sampling = Sampling(steps=8, threshold=1.0, augmentation=0.1)
+    convention: Convention | None = None  # of a published checkpoint's own scheduler, the spacing "published"
 
 
 class Stage(nn.Module):
@@ -49,6 +51,7 @@ class Stage(nn.Module):
     def __init__(self, network: nn.Module, config: StageConfig) -> None:
         super().__init__()
         denoiser = Denoiser(network, config.schedule, config.prediction, config.variance)
+        denoiser.times = "exact" if config.convention is None else config.convention.times
         self.denoiser = denoiser.requires_grad_(False).eval()
         self.config = config
 
@@ -85,6 +88,7 @@ class Stage(nn.Module):
             shape,
             stage=config.name,
             observe=observe,
+            grid=grid_of(config.convention, config.schedule, asked),
         )
 
     def _text(self, text: TextFeatures) -> dict[str, Tensor | None]:

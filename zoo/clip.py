@@ -18,6 +18,7 @@ from transformers.models.clip.configuration_clip import CLIPConfig
 from transformers.models.clip.modeling_clip import CLIPModel
 
 from zoo import tensors
+from zoo.interface import Representation, RepresentationSpec
 from zoo.text.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -57,6 +58,16 @@ class Clip(nn.Module):
         image = ("vision_model.", "visual_projection.")
         state = {name: tensor for name, tensor in self.model.state_dict().items() if name.startswith(image)}
         return f"clip-image-{tensors.fingerprint(state)}"
+
+    @property
+    def produces(self) -> RepresentationSpec:
+        """What `encode` makes."""
+        return RepresentationSpec("clip_image", (self.model.config.projection_dim,), self.image_space)
+
+    def encode(self, images: Tensor) -> Representation:
+        """Images [batch, 3, height, width] in [0, 1] as what a prior makes and DALL-E 2's decoder reads."""
+        images = images.to(self.model.logit_scale.device, self.model.logit_scale.dtype)
+        return Representation(self.embed_images(images), "clip_image", self.image_space)
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:

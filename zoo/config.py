@@ -48,6 +48,7 @@ class Defaults(Strict):
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
     threshold: float | None = None
+    cap: float | None = None
     eta: float = 0.0
     augmentation: float | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import Role
-from zoo.interface import Decoder, Generator, RepresentationSpec, TextEncoder, TextSpec
+from zoo.interface import ANY, Decoder, Generator, RepresentationSpec, TextEncoder, TextSpec
 
 MEND = {
     "text_encoder": "leave out text_encoder= to use the one it was trained with, or train the generator on this one",
@@ -62,7 +62,7 @@ def _text_faults(given: TextSpec, needed: TextSpec) -> list[str]:
         faults.append(f"{given.length or 'any number of'} tokens a prompt, {needed.length} are needed")
     if needed.pooled is not None and given.pooled != needed.pooled:
         faults.append(f"the pooled vector is {given.pooled or 'not there'}, width {needed.pooled} is needed")
-    if not faults and given.space != needed.space:
+    if not faults and needed.space not in (given.space, ANY):
         faults.append(f"the sizes agree, but the text space is {given.space}, and {needed.space} is needed")
     return faults
 

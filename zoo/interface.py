@@ -15,6 +15,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor, nn
 
 Kind: TypeAlias = Literal["latent", "pixels", "clip_image"]
+ANY = "any"  # the space that a part needs which does not say of which weights: then sizes alone are compared
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Sampling:
     rescale: float = 0.0  # 0 off, 0.7 as published (arXiv 2305.08891)
     interval: tuple[float, float] | None = None  # sigma/alpha range in which guidance acts (arXiv 2404.07724)
     threshold: float | None = None  # None off, 1.0 static clipping, below 1 the quantile of dynamic thresholding
+    cap: float | None = None  # the most that dynamic thresholding divides by; None is no bound
     eta: float = 0.0
     augmentation: float | None = None  # noise in [0, 1] on the picture that a stage enlarges; None is the stage's own
 

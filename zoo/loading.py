@@ -6,7 +6,7 @@ import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 
@@ -23,15 +23,29 @@ if TYPE_CHECKING:
 
 # The pipeline's class in a published folder's model_index.json: the module whose `load_folder(folder, *, variant,
 # dtype)` gives its `Assembly`. A family that learns to read its published checkpoints adds its classes here.
-FAMILIES = dict.fromkeys(
-    (
-        "StableDiffusionPipeline",
-        "StableDiffusionImg2ImgPipeline",
-        "StableDiffusionInpaintPipeline",
-        "StableDiffusionInpaintPipelineLegacy",
+FAMILIES = {
+    **dict.fromkeys(
+        (
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionInpaintPipelineLegacy",
+        ),
+        "zoo.stable_diffusion.pretrained",
     ),
-    "zoo.stable_diffusion.pretrained",
-)
+    **dict.fromkeys(
+        (
+            "IFPipeline",
+            "IFImg2ImgPipeline",
+            "IFInpaintingPipeline",
+            "IFSuperResolutionPipeline",
+            "IFImg2ImgSuperResolutionPipeline",
+            "IFInpaintingSuperResolutionPipeline",
+        ),
+        "zoo.imagen.pretrained",
+    ),
+    **dict.fromkeys(("UnCLIPPipeline", "UnCLIPImageVariationPipeline"), "zoo.dalle2.pretrained"),
+}
 SINGLE_FILES = "zoo.stable_diffusion.pretrained"  # whose `load_file` reads files that hold a whole model
 
 
@@ -43,6 +57,13 @@ class Reading:
     variant: str | None
     prediction: Target | None
     clip_skip: int
+
+
+@runtime_checkable
+class Enlargeable(Protocol):
+    """A generator whose pictures a decoder may enlarge."""
+
+    def enlarged(self, factor: int) -> Generator: ...
 
 
 class Source(Protocol):
@@ -98,13 +119,16 @@ def load(
         parts[role] = _part(source, role, choice, how) if choice is None or isinstance(choice, str) else choice
         if choice is None or isinstance(choice, str):
             labels[role] = choice if choice and "/" in choice else f"{source.name}/{choice or role}"
+    made, size = parts["generator"], source.size
+    if decoder is not None:
+        made, size = _enlarged(made, parts["decoder"], size)
     pipeline = Pipeline(
         cast(TextEncoder, parts["text_encoder"]),  # Pipeline checks what they are
-        cast(Generator, parts["generator"]),
+        cast(Generator, made),
         cast(Decoder, parts["decoder"]),
         name=source.name,
         defaults=source.defaults,
-        size=source.size,
+        size=size,
         labels=labels,
     )
     pipeline.to(device, dtype)
@@ -159,7 +183,10 @@ class PublishedModel:
     def part(self, role: Role, variant: str | None) -> object:
         if variant is not None:
             raise ValueError(f"{self.name} has no {role} variant {variant!r}: published checkpoints declare none")
-        return getattr(self.assembly, role)
+        part = getattr(self.assembly, role)
+        if part is None:
+            raise ValueError(f"{self.name} has no {role}: {self.assembly.lacking}")
+        return part
 
 
 def _source(place: Path, how: Reading) -> Source:
@@ -185,3 +212,13 @@ def _part(source: Source, role: Role, choice: str | None, how: Reading) -> objec
     model, _, name = choice.rpartition("/")
     other = _source(registry.find(model), how)
     return other.part(role, None if name == role else name)
+
+
+def _enlarged(
+    generator: object, decoder: object, size: tuple[int, int]
+) -> tuple[object, tuple[int, int] | None]:
+    """A generator with a decoder that is not its own: how much that one enlarges, and the size of picture if known."""
+    factor = getattr(decoder, "factor", None)
+    if not isinstance(generator, Enlargeable) or not isinstance(factor, int):
+        return generator, size
+    return generator.enlarged(factor), None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from zoo.adapt.adapters import Adapters, AdapterStatus, Choice, Chosen
 from zoo.adapt.lora import LoRA
 from zoo.adapt.prefix import Prefix
 from zoo.adapt.report import Report
+from zoo.adapt.words import Reader, Word, teach
 from zoo.arguments import Picture, as_images, as_layout, as_mask, as_negatives, as_prompts, as_seeds, shrink
 from zoo.config import Role
 from zoo.diffusion.noise import GivenNoise, ImageNoise
@@ -152,6 +153,18 @@ class Pipeline:
         """
         self._adapters.load_prefix(source, name)
 
+    def load_word(self, source: str | Path | Word) -> str:
+        """Teach the text encoder a word that was learned (`zoo.adapt.words`): prompts that say it mean it from now on.
+
+        Returns the word. Not while calls run.
+
+        Raises:
+            ValueError: a damaged file, or an encoder that it was not learned for.
+        """
+        word = source if isinstance(source, Word) else Word.load(source)
+        teach(cast(Reader, self.text_encoder), word)
+        return word.name
+
     def adaptable(self) -> dict[str, Adaptable]:
         """The networks that adapters can be trained for and loaded into, by the names that their files use."""
         return self._adapters.networks()
@@ -207,6 +220,7 @@ class Pipeline:
         eta: float | None = None,
         rescale: float | None = None,
         threshold: float | None = None,
+        cap: float | None = None,
         interval: tuple[float, float] | None = None,
         spacing: str | None = None,
         image: Picture | Sequence[Picture] | None = None,
@@ -255,6 +269,7 @@ class Pipeline:
             eta=eta,
             rescale=rescale,
             threshold=threshold,
+            cap=cap,
             interval=interval,
             spacing=spacing,
         )

@@ -10,10 +10,12 @@ Nothing outside the folder is read: no name may lead out of it, and no link, but
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from zoo import tensors
@@ -23,18 +25,26 @@ INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of weight files: diffusers', transformers' new and old
 LONGEST_CONFIG = 4_000_000  # bytes
 VARIANT = re.compile(r"[A-Za-z0-9_-]+")
+COUNTS = {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "attention_head_dim"}
+LARGEST_COUNT, LARGEST = 1000, 10_000_000
+
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """What a published checkpoint holds: the parts of a pipeline, and how it is sampled."""
+    """What a published checkpoint holds: the parts of a pipeline, and how it is sampled.
+
+    A checkpoint may be one part alone (None for the others); `lacking` then says what it is and how it is loaded.
+    """
 
     name: str
-    text_encoder: TextEncoder
-    generator: Generator
-    decoder: Decoder
+    text_encoder: TextEncoder | None
+    generator: Generator | None
+    decoder: Decoder | None
     defaults: Sampling
     size: tuple[int, int]  # height and width in pixels
+    lacking: str = ""
     notes: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -82,6 +92,69 @@ def options(folder: Path, name: str) -> dict[str, object]:
     if not isinstance(said, dict):
         raise ValueError(f"{path} is not a valid config: an object is expected, not {type(said).__name__}")
     return said
+
+
+def classes(
+    folder: Path, pipelines: Sequence[str], components: Mapping[str, Sequence[str]], aside: Mapping[str, str]
+) -> dict[str, str]:
+    """The class of each component that model_index.json names; those that `aside` names are passed over.
+
+    pipelines: the classes of pipelines that are read. components: those that it must have, and the classes of each that
+    are read; none is any.
+
+    Raises:
+        ValueError: it is of another pipeline, or has other components.
+    """
+    said = options(folder, INDEX)
+    if said.get("_class_name") not in pipelines:
+        raise ValueError(f"{folder / INDEX} is of a {said.get('_class_name')}, not of one of: {', '.join(pipelines)}")
+    listed = {name: value for name, value in said.items() if not name.startswith("_")}
+    if unknown := sorted(listed.keys() - components.keys() - aside.keys()):
+        raise ValueError(f"{folder / INDEX} lists components that are not known: {', '.join(unknown)}")
+    found: dict[str, str] = {}
+    for name in sorted(components):
+        value = listed.get(name)
+        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], str):
+            raise ValueError(f"{folder / INDEX} does not name the class of {name!r}, as in [library, class]: {value!r}")
+        found[name] = value[1]
+    for name, expected in components.items():
+        inside(folder, name)
+        if expected and found[name] not in expected:
+            raise ValueError(
+                f"the {name} in {folder / INDEX} is a {found[name]}: supported is {' or '.join(expected)}"
+            )
+    return found
+
+
+def understood(
+    folder: Path, name: str, understand: Callable[[dict[str, object]], ConfigT]
+) -> tuple[dict[str, object], ConfigT]:
+    """What a config says, as it stands and as it is understood.
+
+    Raises:
+        ValueError: it cannot be; the message names the file.
+    """
+    said = options(folder, name)
+    if odd := [option for option, value in said.items() if not _sane(option, value)]:
+        raise ValueError(f"{folder / name}: no network has such numbers: {', '.join(f'{o}={said[o]!r}' for o in odd)}")
+    try:
+        return said, understand(said)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{folder / name} is not valid: {faults}") from error
+    except (TypeError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
+        raise ValueError(f"{folder / name} is not valid: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / name}: {error}") from error
+
+
+def _sane(option: str, value: object) -> bool:
+    """Whether numbers are such that a network can be built of them at all, before one is tried."""
+    if isinstance(value, (list, tuple)):
+        return len(value) < LARGEST_COUNT and all(_sane(option, inner) for inner in value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return True
+    return abs(value) < (LARGEST_COUNT if option in COUNTS else LARGEST)
 
 
 def choose(names: Sequence[str], variant: str | None, part: str) -> list[str]:
@@ -140,3 +213,14 @@ def weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
             raise ValueError(f"{path} holds tensors that another shard has too: {', '.join(twice[:5])}")
         found |= part
     return found
+
+
+def renamed(
+    folder: Path, variant: str | None, rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors of a part's folder under our names; an error names the folder."""
+    stored = weights(folder, variant)
+    try:
+        return rename(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error

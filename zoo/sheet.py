@@ -108,6 +108,47 @@ def card_sheet(title: str, cards: Sequence[Card], columns: int = 3) -> Image.Ima
     return sheet
 
 
+def grid_sheet(
+    rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Sequence[Image.Image]]]
+) -> Image.Image:
+    """A labelled grid: `cells[row][column]` is as many pictures as every other cell has, side by side.
+
+    Pictures of several sizes are brought to one, that of the largest or `CELL`. Labels wrap: nothing is cut.
+
+    Raises:
+        ValueError: cells that do not make a grid of these rows and columns.
+    """
+    counts = {len(cell) for row in cells for cell in row}
+    if len(cells) != len(rows) or {len(row) for row in cells} != {len(columns)} or len(counts) != 1 or 0 in counts:
+        raise ValueError(f"a grid of {len(rows)} x {len(columns)} needs a cell for each, all with as many pictures")
+    largest = max((image for row in cells for cell in row for image in cell), key=lambda image: max(image.size))
+    width, height = _enlarged(largest)
+    across = counts.pop() * (width + GAP) - GAP
+    named = [wrapped(label, across) for label in columns]
+    said = [wrapped(_caption(label, number), TEXT_WIDTH) for number, label in enumerate(rows, 1)]
+    top = 2 * GAP + max(map(len, named)) * TEXT_LINE
+    heights = [max(height, len(lines) * TEXT_LINE) + 2 * GAP for lines in said]
+    left = TEXT_WIDTH + 2 * GAP
+    sheet = Image.new("RGB", (left + len(columns) * (across + 2 * GAP), top + sum(heights)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(named):
+        _lines(draw, (left + column * (across + 2 * GAP), GAP), lines)
+    for lines, row, row_height in zip(said, cells, heights, strict=True):
+        draw.line((GAP, top, sheet.width - GAP, top), fill=RULE)
+        _lines(draw, (GAP, top + GAP), lines)
+        for column, cell in enumerate(row):
+            for number, image in enumerate(cell):
+                place = (left + column * (across + 2 * GAP) + number * (width + GAP), top + GAP)
+                sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), place)
+        top += row_height
+    return sheet
+
+
+def _lines(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str]) -> None:
+    for number, line in enumerate(lines):
+        draw.text((place[0], place[1] + number * TEXT_LINE), line, fill=INK, font=_font(line))
+
+
 def writable(text: str) -> bool:
     """Whether an installed font has the characters of a text."""
     return _plain(text) or _cjk() is not None

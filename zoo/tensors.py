@@ -131,7 +131,8 @@ def write(
     """Write tensors, the floating ones as `dtype` if given, through a temporary file that takes the place at the end.
 
     With int8, matrices and kernels become whole numbers of eight bits and a scale for each of their rows, all else
-    float16: half the size of half precision, at a relative error of some 0.7 %. `metadata` goes into the header, in place of {"format": "pt"}.
+    float16: half the size of half precision, at a relative error of some 0.7 %. `metadata` goes into the header, in
+    place of {"format": "pt"}.
 
     Raises:
         ValueError: a tensor holds NaN or infinity, perhaps only once it is stored as `dtype`.
@@ -139,10 +140,10 @@ def write(
     plain = {}
     for name, tensor in (_packed(tensors) if dtype == torch.int8 else tensors).items():
         stored = tensor.detach().cpu()
-        if stored.is_floating_point():
-            stored = stored.to(torch.float16 if dtype == torch.int8 else dtype or stored.dtype)
-            if not torch.isfinite(stored).all():
-                raise ValueError(f"{name} holds NaN or infinity as {stored.dtype}: not writing {path}")
+        if stored.is_floating_point() and dtype != torch.int8:
+            stored = stored.to(dtype or stored.dtype)
+        if stored.is_floating_point() and not torch.isfinite(stored).all():
+            raise ValueError(f"{name} holds NaN or infinity as {stored.dtype}: not writing {path}")
         plain[name] = stored.clone(memory_format=torch.contiguous_format)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -154,15 +155,16 @@ def write(
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every floating tensor of two dimensions or more as int8, and its scales [rows] under a name of their own."""
+    """Floating tensors of two dimensions or more as int8, with scales [rows] in float32 under a name of their own; all
+    others as float16."""
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.ndim < 2 or not tensor.numel():
-            packed[name] = tensor
+            packed[name] = tensor.half() if tensor.is_floating_point() else tensor
             continue
         rows = tensor.detach().float().cpu().flatten(1)
-        scale = (rows.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float16).tiny).half()
-        whole = (rows / scale.float()[:, None]).round().clamp(-127, 127)
+        scale = (rows.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        whole = (rows / scale[:, None]).round().clamp(-127, 127)
         if not torch.isfinite(whole).all():
             raise ValueError(f"{name} holds NaN or infinity, which eight bits cannot")
         packed[name], packed[name + SCALE] = whole.to(torch.int8).view(tensor.shape), scale

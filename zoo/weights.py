@@ -34,8 +34,11 @@ CLASSES = {
     "diffusion-prior": "zoo.dalle2.prior:DiffusionPrior",
     "autoregressive-prior": "zoo.dalle2.autoregressive_prior:AutoregressivePrior",
     "one-step-prior": "zoo.dalle2.one_step_prior:OneStepPrior",
+    "unclip-decoder": "zoo.dalle2.decoder:UnclipDecoder",
     "pixel-diffusion": "zoo.imagen.parts:PixelGenerator",
     "cascade": "zoo.imagen.parts:CascadeDecoder",
+    "pixels": "zoo.imagen.parts:PixelDecoder",
+    "karlo": "zoo.dalle2.karlo:KarloDecoder",
     "vae": "zoo.stable_diffusion.parts:VaeDecoder",
 }
 

@@ -66,7 +66,17 @@ def test_it_draws_with_its_own_defaults(recipe: ShipRecipe) -> None:
     assert pipe("a red star", n=2, negative="", progress=False).tensor.equal(drawn.tensor)
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion-small", "stable-diffusion-small-lcm"])
+def test_eight_bits_draw_nearly_the_same(recipe: ShipRecipe) -> None:
+    """The U-Net's file is half as large, and still what it says it is; its text encoder stays as others read it."""
+    whole = assemble(recipe)
+    small = assemble(recipe.model_copy(update={"name": "small", "bits": 8}))
+    sizes = [(folder / "unet" / "model.safetensors").stat().st_size for folder in (whole, small)]
+    assert sizes[1] < 0.75 * sizes[0], "small tensors and the header weigh much here"
+    drawn = [zoo.load(folder, device="cpu")("a red star", n=2, progress=False).tensor for folder in (whole, small)]
+    assert 0 < float((drawn[0] - drawn[1]).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-small", "stable-diffusion-small-lcm", "imagen-small"])
 def test_the_projects_recipes_are_recipes(name: str) -> None:
     recipe = ShipRecipe.model_validate(read_toml(ROOT / "recipes" / f"{name}.toml"))
     assert recipe.name == name

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         AutoregressiveTransformer,
     )
     from zoo.dalle2.configs import decoder_config_from_diffusers, upsampler_config_from_diffusers
+    from zoo.dalle2.decoder import UnclipConfig, UnclipDecoder, UnclipNetwork, UnclipNetworkConfig
+    from zoo.dalle2.edit import Inversion, interpolate, invert, regenerate, text_diff, variations
     from zoo.dalle2.one_step_prior import OneStepPrior, OneStepPriorConfig
     from zoo.dalle2.prior import DiffusionPrior, DiffusionPriorConfig, PriorConfig, PriorTransformer
     from zoo.dalle2.prior_keys import (
@@ -37,16 +39,26 @@ _EXPORTS = {
     "DiffusionPriorConfig": "zoo.dalle2.prior",
     "EmbeddingQuantiser": "zoo.dalle2.quantiser",
     "ImageProjection": "zoo.dalle2.projection",
+    "Inversion": "zoo.dalle2.edit",
     "OneStepPrior": "zoo.dalle2.one_step_prior",
     "OneStepPriorConfig": "zoo.dalle2.one_step_prior",
     "PriorConfig": "zoo.dalle2.prior",
     "PriorTransformer": "zoo.dalle2.prior",
+    "UnclipConfig": "zoo.dalle2.decoder",
+    "UnclipDecoder": "zoo.dalle2.decoder",
+    "UnclipNetwork": "zoo.dalle2.decoder",
+    "UnclipNetworkConfig": "zoo.dalle2.decoder",
     "decoder_config_from_diffusers": "zoo.dalle2.configs",
+    "interpolate": "zoo.dalle2.edit",
+    "invert": "zoo.dalle2.edit",
     "prior_config_from_diffusers": "zoo.dalle2.prior_keys",
     "prior_config_to_diffusers": "zoo.dalle2.prior_keys",
     "prior_from_diffusers": "zoo.dalle2.prior_keys",
     "prior_to_diffusers": "zoo.dalle2.prior_keys",
+    "regenerate": "zoo.dalle2.edit",
+    "text_diff": "zoo.dalle2.edit",
     "upsampler_config_from_diffusers": "zoo.dalle2.configs",
+    "variations": "zoo.dalle2.edit",
 }
 
 __all__ = [
@@ -60,16 +72,26 @@ __all__ = [
     "DiffusionPriorConfig",
     "EmbeddingQuantiser",
     "ImageProjection",
+    "Inversion",
     "OneStepPrior",
     "OneStepPriorConfig",
     "PriorConfig",
     "PriorTransformer",
+    "UnclipConfig",
+    "UnclipDecoder",
+    "UnclipNetwork",
+    "UnclipNetworkConfig",
     "decoder_config_from_diffusers",
+    "interpolate",
+    "invert",
     "prior_config_from_diffusers",
     "prior_config_to_diffusers",
     "prior_from_diffusers",
     "prior_to_diffusers",
+    "regenerate",
+    "text_diff",
     "upsampler_config_from_diffusers",
+    "variations",
 ]
 
 

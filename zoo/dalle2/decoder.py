@@ -27,6 +27,7 @@ from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import (
+    ANY,
     Conditioning,
     NoiseSource,
     Observer,
@@ -189,7 +190,7 @@ class UnclipDecoder(nn.Module):
 
     def __init__(self, denoiser: Denoiser, config: UnclipConfig, upsamplers: Sequence[Stage] = ()) -> None:
         super().__init__()
-        self.stored = UnclipDecoderConfig(decoder=config, upsamplers=StagesConfig.of(upsamplers))
+        self.whole = UnclipDecoderConfig(decoder=config, upsamplers=StagesConfig.of(upsamplers))
         self.denoiser = denoiser.requires_grad_(False).eval()
         self.chain = nn.ModuleList(upsamplers)
 
@@ -217,11 +218,11 @@ class UnclipDecoder(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
         tensors.write(folder / FILE, self.denoiser.network.state_dict(), dtype)
-        return self.stored.model_dump(mode="json"), [FILE, *save_stages(folder, self.upsamplers, dtype)]
+        return self.whole.model_dump(mode="json"), [FILE, *save_stages(folder, self.upsamplers, dtype)]
 
     @property
     def config(self) -> UnclipConfig:
-        return self.stored.decoder
+        return self.whole.decoder
 
     @property
     def network(self) -> UnclipNetwork:
@@ -325,7 +326,9 @@ class UnclipDecoder(nn.Module):
         if self.config.text is None:
             return Conditioning(vector=embedding)
         if text.pooled is None:
-            raise ValueError("this decoder reads captions, with the CLIP text embedding: TextFeatures.pooled is missing")
+            raise ValueError(
+                "this decoder reads captions, with the CLIP text embedding: TextFeatures.pooled is missing"
+            )
         vector = torch.cat([embedding, text.pooled.to(device, torch.float32)], dim=1)
         return Conditioning(tokens=text.tokens, mask=text.mask, vector=vector)
 
@@ -336,7 +339,7 @@ class UnclipDecoder(nn.Module):
                 f"this decoder needs {needed.kind} of shape [batch, {needed.shape[0]}], got {given.kind} of shape "
                 f"{list(given.data.shape)}"
             )
-        if given.space != needed.space:
+        if needed.space not in (given.space, ANY):
             raise ValueError(
                 f"these embeddings are of the CLIP {given.space}, but the decoder was trained with {needed.space}: "
                 "take the CLIP that it was trained with, or the decoder that was trained with this one"

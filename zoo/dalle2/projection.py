@@ -26,8 +26,8 @@ class ImageProjection(nn.Module):
     """CLIP embeddings of image and text, and the text's tokens, as the conditioning of a decoder U-Net.
 
     The image embedding is projected twice: to a vector that is added to the time, and to a few tokens that stand before
-    the text's. The text's embedding is added to the time too. Without text, all that is left is the image's. `null` stands for an image embedding that is left out, in
-    training (10 % of the time in the paper) and in the unconditional branch of guidance.
+    the text's, or alone if no text is read. The text's embedding is added to the time too. `null` stands for an image
+    embedding that is left out, in training (10 % of the time in the paper) and in the unconditional branch of guidance.
     """
 
     def __init__(self, config: ImageProjectionConfig) -> None:
@@ -71,7 +71,9 @@ class ImageProjection(nn.Module):
         of_image = rearrange(self.image_tokens(image), "b (c n) -> b n c", n=c.tokens)
         if self.text_time is None or self.text_tokens is None or self.text_norm is None:
             if pooled is not None or tokens is not None or mask is not None:
-                raise ValueError("this projection reads no text (context_width=None): leave out pooled, tokens and mask")
+                raise ValueError(
+                    "this projection reads no text (context_width=None): leave out pooled, tokens and mask"
+                )
             return Conditioning(tokens=of_image, vector=self.image_time(image))
         if pooled is None or tokens is None:
             raise ValueError("this projection reads text: it needs both the CLIP text embedding and the tokens")

@@ -64,7 +64,7 @@ def guided(denoiser: Denoiser, conditioning: Conditioning, null: Conditioning | 
             prediction = denoiser.interpret(raw, None if values is None else values[: len(x)], x, t, s)
         if sampling.threshold is None:
             return prediction
-        return replace(prediction, x0=thresholded(prediction.x0, sampling.threshold))
+        return replace(prediction, x0=thresholded(prediction.x0, sampling.threshold, sampling.cap))
 
     return predict
 
@@ -75,14 +75,14 @@ def rescaled(raw: Tensor, given: Tensor, share: float) -> Tensor:
     return raw * (share * ratio + 1 - share)
 
 
-def thresholded(x0: Tensor, quantile: float) -> Tensor:
+def thresholded(x0: Tensor, quantile: float, cap: float | None = None) -> Tensor:
     """x0 within [-1, 1]: clipped at quantile 1; below 1 each image is clipped at that quantile of its |x0|, if that is
-    above 1, and divided by it (arXiv 2205.11487)."""
+    above 1, and divided by it (arXiv 2205.11487). It is clipped at `cap` at the latest, as published networks are."""
     if quantile == 1:
         return x0.clamp(-1, 1)
     # One image at a time: torch.quantile takes at most 16 million values.
     limits = torch.stack([image.abs().flatten().float().quantile(quantile) for image in x0])
-    limit = _per_image(limits.to(x0), x0).clamp(min=1)
+    limit = _per_image(limits.to(x0), x0).clamp(min=1, max=cap)
     return torch.minimum(torch.maximum(x0, -limit), limit) / limit
 
 
@@ -114,3 +114,5 @@ def _check(sampling: Sampling) -> None:
         )
     if sampling.threshold is not None and not 0 < sampling.threshold <= 1:
         raise ValueError(f"threshold is a quantile in (0, 1] (1 clips) or None, got {sampling.threshold}")
+    if sampling.cap is not None and not sampling.cap >= 1:
+        raise ValueError(f"dynamic thresholding divides by 1 at least, so cap cannot be {sampling.cap}")

@@ -8,6 +8,8 @@ other does not: epsilon near clean data, x0 near pure noise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -58,25 +60,30 @@ def invert(
     return x / grid.scale
 
 
-def walk(predict: Predict, x: Tensor, grid: Grid, refinements: int = REFINEMENTS) -> list[Step]:
-    """The states from `x`, at the grid's end, back to its beginning; each step's x is at time t."""
-    steps = []
+def walk(predict: Predict, x: Tensor, grid: Grid, refinements: int = REFINEMENTS) -> Iterator[Step]:
+    """The steps from `x`, at the grid's end, back to its beginning; each one's state is that at its time.
+
+    Raises:
+        ValueError: a grid of one step from pure noise, of which the data tell nothing.
+    """
     for i, a, b in reversed(list(grid.pairs())):
         end, x0 = x, predict(x, a.t).x0
         x = _back(end, x0, end, a, b)
         for _ in range(refinements):
             x0 = predict(x, a.t).x0
             x = _back(end, x0, x, a, b)
-        steps.append(Step(i, a.t, x, x0))
-    return steps
+        yield Step(i, a.t, x, x0)
 
 
 def _back(end: Tensor, x0: Tensor, x: Tensor, a: Point, b: Point) -> Tensor:
     """The state at a from `end`, at b, by the clean estimate x0 that was made of the state x."""
-    # For Gaussian data the errors of the two shrink by tan(a) tan(b) to one another, tan being sigma / alpha.
+    # With data of unit variance, an error of x is left sigma_a sigma_b / (alpha_a alpha_b) times as large by epsilon as
+    # by x0.
     if a.alpha * b.alpha > a.sigma * b.sigma:
         noise = epsilon(x, x0, a)
         return a.alpha / b.alpha * (end - b.sigma * noise) + a.sigma * noise
+    if b.sigma == 0:
+        raise ValueError("one step from pure noise to data cannot be gone back: take more steps")
     ratio = a.sigma / b.sigma
     return ratio * end + (a.alpha - b.alpha * ratio) * x0
 
@@ -84,8 +91,11 @@ def _back(end: Tensor, x0: Tensor, x: Tensor, a: Point, b: Point) -> Tensor:
 def slerp(a: Tensor, b: Tensor, share: Tensor | float) -> Tensor:
     """The point a `share` ([batch] or one number) of the way from a [batch, ...] to b along the arc between them.
 
-    Each sample is one vector. Between noises it keeps their variance, between unit vectors their length; of other
-    lengths it goes evenly from the one to the other. The ends are a and b to the bit.
+    Each sample is one vector. Between noises it keeps their variance, between unit vectors their length. The ends are a
+    and b to the bit.
+
+    Raises:
+        ValueError: two vectors that point in opposite directions.
     """
     shape = (-1, *[1] * (a.dim() - 1))
     first, second = a.double(), b.double()

@@ -3,7 +3,7 @@
 Four conventions cover the schedulers that are read here:
 
     strided   DDIM, PNDM: whole times, and every step goes T // steps down, wherever the next one begins
-    chain     DDPM: whole times, every step goes to the next
+    chain     DDPM, unCLIP: whole times, every step goes to the next
     sigma     Euler, Heun, LMS: times that need not be whole; state and starting noise are counted in sigma / alpha
     solver    DPM-Solver++, UniPC: times spread over one step more, the last of which is left out
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from zoo.diffusion.denoiser import Target, Times, Variance
 from zoo.diffusion.schedule import Schedule
 from zoo.diffusion.spacing import Grid, Point
+from zoo.interface import Sampling
 
 SPACING = "published"  # as `Sampling.spacing`: where the checkpoint's own scheduler would stop
 
@@ -147,6 +148,13 @@ class PublishedGrid(Grid):
         return Grid(*levels, landing=tuple(lands[i] for i in begins))
 
 
+def grid_of(convention: Convention | None, schedule: Schedule, sampling: Sampling) -> Grid | None:
+    """The points of the spacing "published", for a part that has a convention; None leaves it to `make_grid`."""
+    if convention is None or sampling.spacing != SPACING:
+        return None
+    return convention.grid(schedule, sampling.steps)
+
+
 def _points(grid: Grid) -> tuple[Point, ...]:
     levels = (grid.t, grid.alpha, grid.sigma, grid.lambda_)
     return tuple(Point(*values) for values in zip(*(level.tolist() for level in levels), strict=True))
@@ -169,6 +177,7 @@ class Published:
     prediction: Target
     variance: Variance
     threshold: float | None
+    cap: float | None = None
 
 
 PREDICTIONS: dict[str, Target] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
@@ -212,6 +221,13 @@ SCHEDULERS: dict[str, tuple[Kind, dict[str, object]]] = {
             **{"variance_type": "fixed_small", "rescale_betas_zero_snr": False},
         },
     ),
+    "UnCLIPScheduler": (
+        "chain",
+        {
+            **{**COMMON, "beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "linspace"},
+            **{"clip_sample": True, "clip_sample_range": 1.0, "variance_type": "fixed_small_log"},
+        },
+    ),
     "EulerDiscreteScheduler": (
         "sigma",
         {
@@ -248,6 +264,7 @@ KNOWN = frozenset().union(*(options for _, options in SCHEDULERS.values()))
 # Per class, options that must have one of these values; others would draw something else than is drawn here.
 BUILT_IN: dict[str, dict[str, tuple[object, ...]]] = {
     "PNDMScheduler": {"skip_prk_steps": (True,), "prediction_type": ("epsilon", "v_prediction")},
+    "UnCLIPScheduler": {"beta_schedule": ("squaredcos_cap_v2",), "timestep_spacing": ("linspace",), "steps_offset": (0,)},
     "EulerDiscreteScheduler": {
         **{"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
         **{"sigma_min": (None,), "sigma_max": (None,)},
@@ -266,6 +283,7 @@ BUILT_IN: dict[str, dict[str, tuple[object, ...]]] = {
 SAMPLERS = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
+    "UnCLIPScheduler": "ddpm",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "HeunDiscreteScheduler": "heun",
@@ -310,7 +328,7 @@ def read(said: Options, kind: str | None = None) -> Published:
         _sampler(name, options),
         PREDICTIONS[_one_of(options, "prediction_type", PREDICTIONS)],
         _variance(variance),
-        _threshold(options),
+        *_threshold(options),
     )
 
 
@@ -346,18 +364,18 @@ def _variance(name: str) -> Variance:
     return names[name]
 
 
-def _threshold(options: Options) -> float | None:
-    """How the clean estimate is kept in bounds: 1 clips to [-1, 1], less is a quantile that may reach beyond."""
+def _threshold(options: Options) -> tuple[float | None, float | None]:
+    """How the clean estimate is kept in bounds: `threshold` and `cap` of `zoo.interface.Sampling`."""
     if options.get("thresholding"):
-        most = float(str(options["sample_max_value"]))
-        if most <= 1:
-            return 1.0
-        raise ValueError(f"sample_max_value={most} of a thresholding scheduler cannot be followed: supported is 1")
+        quantile, most = (float(str(options[name])) for name in ("dynamic_thresholding_ratio", "sample_max_value"))
+        if not 0 < quantile < 1:
+            raise ValueError(f"dynamic_thresholding_ratio={quantile} cannot be followed: supported is between 0 and 1")
+        return (quantile, most) if most > 1 else (1.0, None)
     if not options.get("clip_sample"):
-        return None
+        return None, None
     if options["clip_sample_range"] != 1:
         raise ValueError(f"clip_sample_range={options['clip_sample_range']!r} cannot be followed: supported is 1")
-    return 1.0
+    return 1.0, None
 
 
 def _one_of(options: Options, option: str, known: Collection[NameT]) -> NameT:

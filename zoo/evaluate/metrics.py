@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity publishes them
 ROWS = 512  # of a matrix of distances that are made at once
 
 
@@ -74,22 +75,15 @@ def precision_recall(made: Tensor, true: Tensor, k: int = 3) -> tuple[float, flo
 def inception_fid(made: Tensor, true: Tensor, weights: str | Path, batch: int = 32) -> float:
     """The usual FID of pictures [n, 3, height, width] in [0, 1], by torchmetrics (arXiv 1706.08500).
 
-    weights: the file of the Inception-v3 that FID is defined by, pt_inception-2015-12-05-6726825d.pth of torch-fidelity.
-    It is never fetched, and it knows photographs: of drawings the zoo's own features tell more.
+    weights: the file `INCEPTION`, the network that FID is defined by. It is never fetched, and it knows photographs: of
+    drawings the zoo's own features tell more.
 
     Raises:
         ValueError: the file or one of the libraries is not there, or the file does not hold the weights.
     """
-    if not Path(weights).is_file():
-        raise ValueError(
-            f"there are no Inception weights at {str(weights)!r}: FID is defined by pt_inception-2015-12-05-6726825d.pth"
-            " (github.com/toshas/torch-fidelity, releases). Give the path of that file, or leave FID out"
-        )
-    try:
-        import torch_fidelity  # noqa: F401 - torchmetrics asks for it only when it is too late for a clear message
-        from torchmetrics.image.fid import FrechetInceptionDistance
-    except ImportError as error:
-        raise ValueError(f"FID needs torchmetrics and torch-fidelity: pip install '.[metrics]' ({error})") from error
+    check_inception(weights)
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     try:
         torch.load(weights, map_location="cpu", weights_only=True)  # nothing in a pickle may run below
         metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(weights)).set_dtype(
@@ -101,6 +95,24 @@ def inception_fid(made: Tensor, true: Tensor, weights: str | Path, batch: int = 
         for part in pictures.split(batch):
             metric.update((part.clamp(0, 1) * 255).round().byte(), real=real)
     return float(metric.compute())
+
+
+def check_inception(weights: str | Path) -> None:
+    """Whether `inception_fid` has what it needs, without reading it.
+
+    Raises:
+        ValueError: the file or one of the libraries is not there.
+    """
+    if not Path(weights).is_file():
+        raise ValueError(
+            f"there are no Inception weights at {str(weights)!r}: FID is defined by {INCEPTION} (github.com/toshas/"
+            "torch-fidelity, releases). Give the path of that file, or leave FID out"
+        )
+    try:
+        import torch_fidelity  # noqa: F401 - torchmetrics asks for it only when it is too late for a clear message
+        import torchmetrics.image.fid  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"FID needs torchmetrics and torch-fidelity: pip install '.[metrics]' ({error})") from error
 
 
 def _sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

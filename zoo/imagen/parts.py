@@ -16,6 +16,7 @@ from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
 from zoo.cascade import Stage, StageConfig, settings, shrunk
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
+from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.efficient_unet import EfficientUNet, EfficientUNetConfig
@@ -47,6 +48,7 @@ class BaseConfig(BaseModel):
     resolution: tuple[int, int]  # height and width of its own pictures, as trained
     prediction: Target = "epsilon"
     variance: Variance = "fixed_small"
+    convention: Convention | None = None  # of a published checkpoint's own scheduler, the spacing "published"
 
     @model_validator(mode="after")
     def _fits(self) -> BaseConfig:
@@ -66,7 +68,15 @@ class PixelGenerator(nn.Module):
     @classmethod
     def of(cls, network: AdmUNet, config: BaseConfig) -> PixelGenerator:
         """The generator of a network that was trained as `config` says."""
-        return cls(Denoiser(network, config.schedule, config.prediction, config.variance), config)
+        denoiser = Denoiser(network, config.schedule, config.prediction, config.variance)
+        denoiser.times = "exact" if config.convention is None else config.convention.times
+        return cls(denoiser, config)
+
+    def enlarged(self, factor: int) -> PixelGenerator:
+        """The same generator for a decoder whose pictures are `factor` times as large, per side."""
+        if factor == self.config.factor:
+            return self
+        return PixelGenerator(self.denoiser, self.config.model_copy(update={"factor": factor}))
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object]) -> PixelGenerator:
@@ -130,8 +140,64 @@ class PixelGenerator(nn.Module):
             raise ValueError("this generator was trained without semantic maps: leave out layout=")
         shape = (text.tokens.shape[0], *self.shape(size))
         asked, away = (Conditioning(tokens=said.tokens, mask=said.mask) for said in (text, null))
-        data = sample(self.denoiser, asked, away, noise, sampling, shape, stage="base", init=init, observe=observe)
+        data = sample(
+            self.denoiser,
+            asked,
+            away,
+            noise,
+            sampling,
+            shape,
+            stage="base",
+            init=init,
+            observe=observe,
+            grid=grid_of(self.config.convention, self.config.schedule, sampling),
+        )
         return Representation(data.clamp(-1, 1), "pixels", PIXELS)
+
+
+class PixelDecoder:
+    """Small pictures as they are: the decoder of a generator without a cascade."""
+
+    factor = 1
+    needs = RepresentationSpec("pixels", (3, None, None), PIXELS)
+    needs_text: TextSpec | None = None
+
+    @classmethod
+    def load(cls, folder: Path, arguments: Mapping[str, object]) -> PixelDecoder:
+        """Nothing is read: there is nothing to know.
+
+        Raises:
+            ValueError: arguments, of which it takes none.
+        """
+        if arguments:
+            raise ValueError(f"pixels are shown as they are, without arguments: got {dict(arguments)}")
+        return cls()
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
+        """No arguments, and no files."""
+        return {}, []
+
+    def decode(
+        self,
+        representation: Representation,
+        text: TextFeatures,
+        null: TextFeatures,
+        noise: NoiseSource,
+        sampling: Sequence[Sampling] = (),
+        *,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Images [batch, 3, height, width] in [0, 1], float32.
+
+        Raises:
+            ValueError: settings of stages, of which there are none.
+        """
+        settings((), sampling)
+        return (representation.data.float().clamp(-1, 1) + 1) / 2
+
+    def encode(self, images: Tensor) -> Representation:
+        """Images [batch, 3, height, width] in [0, 1] as the generator makes them."""
+        return Representation(images * 2 - 1, "pixels", PIXELS)
 
 
 NetworkConfig: TypeAlias = EfficientUNetConfig | AdmUNetConfig

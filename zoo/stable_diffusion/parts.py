@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
-from zoo.diffusion.published import SPACING, Convention
+from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import (
@@ -186,9 +186,6 @@ class LatentGenerator(nn.Module):
         concat = self._picture(init, shape) if self.inpaints else self._concat(layout, shape)
         if self.inpaints and init is not None:  # it sees for itself what to keep
             init = None if init.strength == 1 else replace(init, mask=None)
-        grid = None
-        if sampling.spacing == SPACING and self.config.convention is not None:
-            grid = self.config.convention.grid(self.config.schedule, sampling.steps)
         data = sample(
             self.denoiser,
             replace(self._conditioning(text), concat=concat),
@@ -199,7 +196,7 @@ class LatentGenerator(nn.Module):
             stage="latent",
             init=init,
             observe=observe,
-            grid=grid,
+            grid=grid_of(self.config.convention, self.config.schedule, sampling),
         )
         return Representation(data, "latent", self.config.latent_space)
 

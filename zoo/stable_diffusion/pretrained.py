@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -35,22 +35,22 @@ PIPELINES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionInpaintPipelineLegacy",
 )
-COMPONENTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+COMPONENTS: dict[str, tuple[str, ...]] = {  # and the classes of each that load; those of text encoders and tokenizers are in tables of their own
+    **{"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",)},
+    **dict.fromkeys(("text_encoder", "tokenizer", "scheduler"), ()),
+}
 ASIDE = {  # what model_index.json may list beside them
     "safety_checker": "asked for by zoo.load(..., safety_checker='published')",
     "feature_extractor": "the safety checker's",
     "image_encoder": "of adapters that take pictures; empty in these pipelines",
     "requires_safety_checker": "advice to whoever publishes pictures",
 }
-COUNTS = {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "attention_head_dim"}
-LARGEST_COUNT, LARGEST = 1000, 10_000_000
 STEPS, GUIDANCE = 50, 7.5  # of diffusers' pipelines
 FORCED = {"steps_offset": 1, "clip_sample": False}  # which its pipelines set right in old scheduler configs
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"  # the one that both releases of original files were trained with
 OPEN_CLIP_PADDING = "!"  # of Stable Diffusion 2: id 0
 
 Encoder: TypeAlias = ClipTextEncoder | BertTextEncoder
-ConfigT = TypeVar("ConfigT")
 TEXT_ENCODERS = {
     "CLIPTextModel": ClipTextEncoder,
     "CLIPTextModelWithProjection": ClipTextEncoder,
@@ -69,9 +69,7 @@ def load_folder(
     Raises:
         ValueError: a file is missing, damaged or odd, or says something that is not followed here.
     """
-    index = _index(folder)
-    for part in COMPONENTS:
-        published.inside(folder, part)
+    index = published.classes(folder, PIPELINES, COMPONENTS, ASIDE)
     encoder = _text_encoder(folder, index, variant, clip_skip)
     decoder = load_decoder(folder / "vae", variant)
     # Spaces are named by the tensors as stored, and so before they are cast.
@@ -79,15 +77,15 @@ def load_folder(
     encoder.to(dtype)
     decoder.to(dtype)
 
-    _, unet = _read(folder / "unet", "config.json", unet_config_from_diffusers)
-    _, schedule = _read(
+    _, unet = published.understood(folder / "unet", "config.json", unet_config_from_diffusers)
+    _, schedule = published.understood(
         folder / "scheduler",
         "scheduler_config.json",
         lambda told: schedulers.read(told | FORCED | _mended(folder), str(index["scheduler"])),
     )
-    stored = _renamed(folder / "unet", variant, unet_from_diffusers)
+    stored = published.renamed(folder / "unet", variant, unet_from_diffusers)
     factor = decoder.vae.downsampling
-    _, sides = _read(folder / "unet", "config.json", lambda told: _sides(told, factor))
+    _, sides = published.understood(folder / "unet", "config.json", lambda told: _sides(told, factor))
     generator = _generator(unet, stored, schedule, spaces, factor, sides, folder / "unet", dtype)
     return _assembly(folder.name, encoder, generator, decoder, schedule)
 
@@ -151,33 +149,13 @@ def load_file(
     return _assembly(path.stem, encoder, generator, decoder, schedule)
 
 
-def _index(folder: Path) -> dict[str, object]:
-    """The class of every component that model_index.json names."""
-    said = published.options(folder, INDEX)
-    if said.get("_class_name") not in PIPELINES:
-        raise ValueError(f"{folder / INDEX} is of a {said.get('_class_name')}, not of one of: {', '.join(PIPELINES)}")
-    listed = {name: value for name, value in said.items() if not name.startswith("_")}
-    if unknown := sorted(listed.keys() - COMPONENTS - ASIDE.keys()):
-        raise ValueError(f"{folder / INDEX} lists components that are not known: {', '.join(unknown)}")
-    classes: dict[str, object] = {}
-    for name in sorted(COMPONENTS):
-        value = listed.get(name)
-        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], str):
-            raise ValueError(f"{folder / INDEX} does not name the class of {name!r}, as in [library, class]: {value!r}")
-        classes[name] = value[1]
-    for name, expected in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
-        if classes[name] != expected:
-            raise ValueError(f"the {name} in {folder / INDEX} is a {classes[name]}: supported is {expected}")
-    return classes
-
-
 def _text_encoder(folder: Path, index: Mapping[str, object], variant: str | None, clip_skip: int) -> Encoder:
     kind = TEXT_ENCODERS.get(str(index["text_encoder"]))
     if kind is None:
         known = ", ".join(TEXT_ENCODERS)
         raise ValueError(f"the text encoder in {folder / INDEX} is a {index['text_encoder']}: supported is {known}")
     place = folder / "text_encoder"
-    said, _ = _read(place, "config.json", dict)
+    said, _ = published.understood(place, "config.json", dict)
     longest = said.get("max_position_embeddings", 77 if kind is ClipTextEncoder else 512)
     if not isinstance(longest, int):
         raise ValueError(f"{place / 'config.json'}: max_position_embeddings is no whole number but {longest!r}")
@@ -196,56 +174,14 @@ def load_decoder(folder: Path, variant: str | None = None) -> VaeDecoder:
     Raises:
         ValueError: a file is missing, damaged or odd.
     """
-    _, config = _read(folder, "config.json", vae_config_from_diffusers)
-    return _autoencoder(config, _renamed(folder, variant, vae_from_diffusers), folder)
-
-
-def _renamed(
-    folder: Path, variant: str | None, rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """The tensors of a part's folder under our names; an error names the folder."""
-    stored = published.weights(folder, variant)
-    try:
-        return rename(stored)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+    _, config = published.understood(folder, "config.json", vae_config_from_diffusers)
+    return _autoencoder(config, published.renamed(folder, variant, vae_from_diffusers), folder)
 
 
 def _mended(folder: Path) -> dict[str, object]:
     """What diffusers' inpainting pipeline sets right beside `FORCED`."""
     inpaints = "Inpaint" in str(published.options(folder, INDEX)["_class_name"])
     return {"skip_prk_steps": True} if inpaints else {}
-
-
-def _read(
-    folder: Path, name: str, understand: Callable[[dict[str, object]], ConfigT]
-) -> tuple[dict[str, object], ConfigT]:
-    """What a config says, as it stands and as it is understood.
-
-    Raises:
-        ValueError: it cannot be; the message names the file.
-    """
-    said = published.options(folder, name)
-    if odd := [option for option, value in said.items() if not _sane(option, value)]:
-        raise ValueError(f"{folder / name}: no network has such numbers: {', '.join(f'{o}={said[o]!r}' for o in odd)}")
-    try:
-        return said, understand(said)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{folder / name} is not valid: {faults}") from error
-    except (TypeError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
-        raise ValueError(f"{folder / name} is not valid: {type(error).__name__}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{folder / name}: {error}") from error
-
-
-def _sane(option: str, value: object) -> bool:
-    """Whether numbers are such that a network can be built of them at all, before one is tried."""
-    if isinstance(value, (list, tuple)):
-        return len(value) < LARGEST_COUNT and all(_sane(option, inner) for inner in value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return True
-    return abs(value) < (LARGEST_COUNT if option in COUNTS else LARGEST)
 
 
 def _autoencoder(config: VAEConfig, stored: Mapping[str, Tensor], source: Path) -> VaeDecoder:

@@ -2,7 +2,8 @@
 
 As in Stable Diffusion 2, the tokens may be taken one layer before the last (`layer=-2`) and then normalised by the
 final LayerNorm: a contrastive loss shapes only the last layer's end marker, so the one before tells more of each word.
-Prompts are padded to the window and every position may be attended to (mask None), padding included.
+Prompts are padded to the window and every position may be attended to (mask None), padding included; DALL-E 2's
+networks, as published, are told what is padding (`masked=True`).
 """
 
 from __future__ import annotations
@@ -36,11 +37,17 @@ FIELDS = (  # of config.json, nothing else in it is listened to
 class ClipTextEncoder(nn.Module):
     """Prompts to tokens [batch, window, width] and, where the tower has a projection, pooled [batch, projected width].
 
-    `layer` counts hidden layers from the end: -1 is the last, -2 the one before.
+    `layer` counts hidden layers from the end: -1 is the last, -2 the one before. `masked` gives a mask, which is False
+    behind the end marker.
     """
 
     def __init__(
-        self, model: CLIPTextModelWithProjection, tokenizer: Tokenizer | PublishedTokenizer, *, layer: int = -2
+        self,
+        model: CLIPTextModelWithProjection,
+        tokenizer: Tokenizer | PublishedTokenizer,
+        *,
+        layer: int = -2,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         config = model.config
@@ -55,7 +62,7 @@ class ClipTextEncoder(nn.Module):
             )
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.layer = layer
+        self.layer, self.masked = layer, masked
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> ClipTextEncoder:
@@ -74,7 +81,7 @@ class ClipTextEncoder(nn.Module):
             config = CLIPTextConfig(**{field: said[field] for field in FIELDS if field in said})
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{source} is not the config of a CLIP text tower: {error}") from error
-        return cls._of(config, tensors.read(weights), _tokenizer(folder, config), weights, **_layer(arguments))
+        return cls._of(config, tensors.read(weights), _tokenizer(folder, config), weights, *_arguments(arguments))
 
     @classmethod
     def of(
@@ -85,6 +92,7 @@ class ClipTextEncoder(nn.Module):
         source: str | Path,
         *,
         layer: int = -1,
+        masked: bool = False,
     ) -> ClipTextEncoder:
         """The text encoder of a config and tensors, as published: with transformers' prefix `text_model.` or without.
 
@@ -101,7 +109,7 @@ class ClipTextEncoder(nn.Module):
             raise ValueError(f"{source} is not the config of a CLIP text tower: {error}") from error
         plain = not any(name.startswith(PREFIX) for name in stored)
         named = {PREFIX + n if plain and n != PROJECTION else n: tensor for n, tensor in stored.items()}
-        return cls._of(config, named, tokenizer, source, layer)
+        return cls._of(config, named, tokenizer, source, layer, masked)
 
     @classmethod
     def _of(
@@ -111,6 +119,7 @@ class ClipTextEncoder(nn.Module):
         tokenizer: Tokenizer | PublishedTokenizer,
         source: str | Path,
         layer: int,
+        masked: bool,
     ) -> ClipTextEncoder:
         try:
             model = tensors.on_meta(lambda: CLIPTextModelWithProjection(config))
@@ -121,7 +130,7 @@ class ClipTextEncoder(nn.Module):
         # Not stored, so not on meta: see `tensors.on_meta`.
         model.text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
         tensors.assign(model, stored, source=source, ignore=LEFT_OVER)
-        return cls(model, tokenizer, layer=layer)
+        return cls(model, tokenizer, layer=layer, masked=masked)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
@@ -130,12 +139,13 @@ class ClipTextEncoder(nn.Module):
         said = {"architectures": [kind], "model_type": "clip_text_model"}
         said |= {field: getattr(self.model.config, field) for field in FIELDS}
         (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        arguments: dict[str, object] = {"layer": self.layer} | ({"masked": True} if self.masked else {})
         if isinstance(self.tokenizer, PublishedTokenizer):
             files = [FILE.parent / name for name in self.tokenizer.save(folder / FILE.parent)]
-            return {"layer": self.layer}, [CONFIG, WEIGHTS, *files]
+            return arguments, [CONFIG, WEIGHTS, *files]
         (folder / FILE).parent.mkdir(exist_ok=True)
         (folder / FILE).write_bytes(self.tokenizer.model)
-        return {"layer": self.layer}, [CONFIG, WEIGHTS, FILE]
+        return arguments, [CONFIG, WEIGHTS, FILE]
 
     @property
     def adaptable(self) -> dict[str, Adaptable]:
@@ -160,7 +170,8 @@ class ClipTextEncoder(nn.Module):
         out = self.model.text_model(ids, output_hidden_states=self.layer != -1)
         last = out.last_hidden_state
         chosen = last if self.layer == -1 else self.model.text_model.final_layer_norm(out.hidden_states[self.layer])
-        return TextFeatures(chosen, None, self._pool(ids, last), self.produces.space)
+        mask = torch.arange(ids.shape[1], device=ids.device) <= self._ends(ids)[:, None] if self.masked else None
+        return TextFeatures(chosen, mask, self._pool(ids, last), self.produces.space)
 
     def null(self, n: int) -> TextFeatures:
         """Features of `n` empty prompts: this encoder's "no text"."""
@@ -169,8 +180,11 @@ class ClipTextEncoder(nn.Module):
     def _pool(self, ids: Tensor, last: Tensor) -> Tensor | None:
         if self.produces.pooled is None:
             return None
-        end = (ids == self.tokenizer.end).int().argmax(1)
-        return self.model.text_projection(last[torch.arange(len(ids), device=ids.device), end])
+        return self.model.text_projection(last[torch.arange(len(ids), device=ids.device), self._ends(ids)])
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        """The place of each prompt's end marker, the first of which counts where they are padding too."""
+        return (ids == self.tokenizer.end).int().argmax(1)
 
 
 def _tokenizer(folder: Path, config: CLIPTextConfig) -> Tokenizer | PublishedTokenizer:
@@ -182,9 +196,11 @@ def _tokenizer(folder: Path, config: CLIPTextConfig) -> Tokenizer | PublishedTok
     return Tokenizer.load(folder, config.max_position_embeddings)  # which says what is missing
 
 
-def _layer(arguments: Mapping[str, object] | None) -> dict[str, int]:
+def _arguments(arguments: Mapping[str, object] | None) -> tuple[int, bool]:
     given = dict(arguments or {})
-    layer = given.pop("layer", -2)
-    if given or not isinstance(layer, int):
-        raise ValueError(f"a CLIP text encoder takes one argument, the integer 'layer', not {dict(arguments or {})}")
-    return {"layer": layer}
+    layer, masked = given.pop("layer", -2), given.pop("masked", False)
+    if given or not isinstance(layer, int) or not isinstance(masked, bool):
+        raise ValueError(
+            f"a CLIP text encoder takes the integer 'layer' and true or false for 'masked', not {dict(arguments or {})}"
+        )
+    return layer, masked

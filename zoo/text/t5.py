@@ -2,7 +2,8 @@
 
 One class for the zoo's own and for the published ones: t5-v1_1-small ... xxl, and the copy of xxl in DeepFloyd IF.
 Prompts are cut by sentencepiece, closed with </s> and padded to `length`; only what is not padding may be attended to.
-The features at padding are nevertheless transformers' own, because IF's networks read them too.
+The features at padding are nevertheless transformers' own, because IF's networks read them too: its encoder is made
+with `masked` False, which tells them of no padding, and with `lower`, which puts prompts in small letters.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ TOKENIZERS = (TOKENIZER, Path("spiece.model"), Path("tokenizer") / "tokenizer.mo
 EMBEDDING, COPY = "shared.weight", "encoder.embed_tokens.weight"  # one tensor, of which a file has either name or both
 LEFT_OVER = (r"decoder\..*", r"lm_head\..*")
 LENGTH = 77  # of DeepFloyd IF
+USUAL = {"lower": False, "masked": True}
 FIELDS = (  # of config.json, nothing else in it is listened to
     *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj", "layer_norm_epsilon"),
     *("relative_attention_num_buckets", "relative_attention_max_distance", "eos_token_id", "pad_token_id"),
@@ -40,14 +42,16 @@ FIELDS = (  # of config.json, nothing else in it is listened to
 class T5TextEncoder(nn.Module):
     """Prompts to tokens [batch, length, width] and their mask; there is no pooled vector.
 
-    `length` counts the end marker. Positions are relative, so any length will do, and what a prompt's own tokens are
+    `length` counts the end marker. `lower` puts prompts in small letters; with `masked` False there is no mask. Positions are relative, so any length will do, and what a prompt's own tokens are
     does not depend on it. Markers and sentinels (`<extra_id_0>`) that stand in a prompt are cut up like any other word.
 
     Raises:
         ValueError: the tokenizer is not the one that the encoder was made for.
     """
 
-    def __init__(self, model: T5EncoderModel, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: T5EncoderModel, tokenizer: Tokenizer, *, lower: bool = False, masked: bool = True
+    ) -> None:
         super().__init__()
         config = model.config
         theirs, made_for = (
@@ -61,36 +65,53 @@ class T5TextEncoder(nn.Module):
             )
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
+        self.lower, self.masked = lower, masked
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> Self:
         """The text encoder of a model folder: its `text_encoder/` in the transformers layout and its `tokenizer/`.
 
         A folder that is a T5 itself, with config.json, tensors (in one file or in shards) and spiece.model, gives its
-        encoder. The one argument is `length`, 77 unless given.
+        encoder. Arguments are `length`, 77 unless given, `lower` and `masked`.
 
         Raises:
             ValueError: a file is missing or damaged, tensors are missing, unexpected or misshapen, or the tokenizer
                 is another model's.
         """
-        length = _length(arguments)
+        length, how = _arguments(arguments)
         place = folder / FOLDER if (folder / FOLDER / CONFIG).is_file() else folder
-        config = _config(place / CONFIG)
-        stored = _stored(place)
-        model = tensors.on_meta(lambda: T5EncoderModel(config))
-        embedding = stored.get(EMBEDDING, stored.get(COPY))
-        if embedding is not None:
-            stored[EMBEDDING] = stored[COPY] = embedding
-        tensors.assign(model, stored, source=place, ignore=LEFT_OVER)
-        model.encoder.embed_tokens.weight = model.shared.weight
-        return cls(model, _tokenizer(folder, length))
+        return cls(_model(_config(place / CONFIG), _stored(place), place), _tokenizer(folder, length), **how)
+
+    @classmethod
+    def of(
+        cls,
+        said: Mapping[str, object],
+        stored: Mapping[str, Tensor],
+        tokenizer: Tokenizer,
+        source: str | Path,
+        *,
+        lower: bool = False,
+        masked: bool = True,
+    ) -> Self:
+        """The text encoder of a config and tensors, as published.
+
+        Raises:
+            ValueError: the config or the tensors are no T5's, or do not fit each other or the tokenizer.
+        """
+        try:
+            config = _understood(said)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{source} is not the config of a T5: {error!r}") from error
+        return cls(_model(config, stored, source), tokenizer, lower=lower, masked=masked)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
         write(folder / FOLDER, self.model, dtype)
         (folder / TOKENIZER).parent.mkdir(exist_ok=True)
         (folder / TOKENIZER).write_bytes(self.tokenizer.model)
-        return {"length": self.tokenizer.window}, [FOLDER / CONFIG, FOLDER / WEIGHTS, TOKENIZER]
+        how = {"lower": self.lower, "masked": self.masked}
+        said = {name: value for name, value in how.items() if value != USUAL[name]}
+        return {"length": self.tokenizer.window, **said}, [FOLDER / CONFIG, FOLDER / WEIGHTS, TOKENIZER]
 
     @cached_property
     def produces(self) -> TextSpec:
@@ -103,10 +124,11 @@ class T5TextEncoder(nn.Module):
         Raises:
             ValueError: a prompt is longer than `length`.
         """
+        prompts = [prompt.lower().strip() for prompt in prompts] if self.lower else prompts
         ids = self.tokenizer.encode(prompts).to(self.model.shared.weight.device)
         mask = ids != self.tokenizer.padding
         tokens = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        return TextFeatures(tokens, mask, None, self.produces.space)
+        return TextFeatures(tokens, mask if self.masked else None, None, self.produces.space)
 
     def null(self, n: int) -> TextFeatures:
         """Features of `n` empty prompts, </s> alone: this encoder's "no text"."""
@@ -136,12 +158,24 @@ def _state(model: T5EncoderModel) -> dict[str, Tensor]:
 
 def _config(path: Path) -> T5Config:
     try:
-        said = json.loads(path.read_text("utf-8"))
-        if said["model_type"] != "t5":
-            raise ValueError(f"its model_type is {said['model_type']!r}")
-        return T5Config(**{field: said[field] for field in FIELDS if field in said})
+        return _understood(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the config of a T5: {error}") from error
+
+
+def _understood(said: Mapping[str, object]) -> T5Config:
+    if said["model_type"] != "t5":
+        raise ValueError(f"its model_type is {said['model_type']!r}")
+    return T5Config(**{field: said[field] for field in FIELDS if field in said})
+
+
+def _model(config: T5Config, stored: Mapping[str, Tensor], source: str | Path) -> T5EncoderModel:
+    model = tensors.on_meta(lambda: T5EncoderModel(config))
+    embedding = stored.get(EMBEDDING, stored.get(COPY))
+    both = {} if embedding is None else {EMBEDDING: embedding, COPY: embedding}
+    tensors.assign(model, {**stored, **both}, source=source, ignore=LEFT_OVER)
+    model.encoder.embed_tokens.weight = model.shared.weight
+    return model
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:
@@ -162,11 +196,13 @@ def _tokenizer(folder: Path, length: int) -> Tokenizer:
     raise ValueError(f"{folder} has no tokenizer: expected one of {', '.join(map(str, TOKENIZERS))}")
 
 
-def _length(arguments: Mapping[str, object] | None) -> int:
+def _arguments(arguments: Mapping[str, object] | None) -> tuple[int, dict[str, bool]]:
     given = dict(arguments or {})
     length = given.pop("length", LENGTH)
-    if given or not isinstance(length, int) or length < 1:
+    how = {name: given.pop(name, usual) for name, usual in USUAL.items()}
+    if given or not isinstance(length, int) or length < 1 or not all(isinstance(value, bool) for value in how.values()):
         raise ValueError(
-            f"a T5 text encoder takes one argument, the whole number of tokens 'length', not {dict(arguments or {})}"
+            "a T5 text encoder takes the whole number of tokens 'length', and true or false for 'lower' and 'masked', "
+            f"not {dict(arguments or {})}"
         )
-    return length
+    return length, {name: bool(value) for name, value in how.items()}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
 WORD = re.compile(r"[A-Za-zÀ-ɏ]+|[^\sA-Za-zÀ-ɏ]+")
+RESERVED = re.compile(r"<new\d+>")
 FILE = Path("tokenizer") / "tokenizer.model"  # below a model folder
 
 
@@ -41,6 +42,7 @@ class Tokenizer:
             raise ValueError(f"not a sentencepiece model: {error}") from error
         self.model = model
         self.window = window
+        self.words: dict[str, str] = {}  # that were learned, and the reserved pieces that stand for them
         self.unknown, self.end, self.padding = (
             int(self.pieces.unk_id()),
             int(self.pieces.eos_id()),
@@ -66,13 +68,20 @@ class Tokenizer:
         """The size of the vocabulary."""
         return int(self.pieces.get_piece_size())
 
+    @property
+    def reserved(self) -> tuple[str, ...]:
+        """The pieces kept free for words that are learned later."""
+        names = (self.pieces.id_to_piece(i) for i in range(len(self)))
+        return tuple(name for name in names if RESERVED.fullmatch(name))
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [batch, window], int64 on the CPU. Warns of words that the vocabulary does not know.
 
         Raises:
             ValueError: a prompt is longer than the window.
         """
-        rows = [[*self.opening, *map(int, self.pieces.encode(prompt)), self.end] for prompt in prompts]
+        cut = (self.pieces.encode(self._with_learned(prompt)) for prompt in prompts)
+        rows = [[*self.opening, *map(int, row), self.end] for row in cut]
         markers = len(self.opening) + 1
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > self.window:
@@ -98,12 +107,20 @@ class Tokenizer:
         vocabulary has the words that it was made for in few pieces.
         """
         found = []
+        reserved = self.reserved if RESERVED.search(prompt) or self.words else ()
+        prompt = RESERVED.sub(lambda piece: " " if piece[0] in reserved else piece[0], self._with_learned(prompt))
         for word in WORD.findall(prompt):
             if LATIN.match(word):
                 found += [word] if self._cut(word) else []
             else:  # no spaces between words: name the unknown characters
                 found += ["".join(run) for known, run in groupby(word, self._spelled) if not known]
         return [word for word in found if any(c.isalnum() for c in word)]
+
+    def _with_learned(self, prompt: str) -> str:
+        """The prompt with the pieces of learned words in their place."""
+        for word, piece in self.words.items():
+            prompt = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", piece, prompt, flags=re.IGNORECASE)
+        return prompt
 
     def _cut(self, word: str) -> bool:
         pieces = [piece.strip("▁") for piece in self.pieces.encode(word, out_type=str)]

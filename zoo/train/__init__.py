@@ -28,9 +28,11 @@ PARTS = {
     "super-resolution": "zoo.train.pixels:StageTask",
     "map": "zoo.train.map:MapTask",
     "lcm": "zoo.train.lcm:LcmTask",
+    "adapter": "zoo.train.personalise:AdapterTask",
     "diffusion-prior": "zoo.train.prior:DiffusionPriorTask",
     "autoregressive-prior": "zoo.train.prior:AutoregressivePriorTask",
     "one-step-prior": "zoo.train.prior:OneStepPriorTask",
+    "unclip-decoder": "zoo.train.unclip:UnclipTask",
 }
 TOKENIZER = "tokenizer"  # a part that is counted, not trained by gradients
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from accelerate import PartialState
 from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
@@ -72,9 +73,10 @@ def scenes(data: SceneData) -> Scenes:
     drawn = [_scene(data, index) for index in range(PROBED)]
     name = fingerprint(data.scenes, data.size, data.seed, *(image.tobytes() for _, image in drawn))
     folder = root() / f"scenes-{name}"
-    if not folder.is_dir():
-        with replacing(folder) as temporary:
-            _draw(temporary, data)
+    with PartialState().local_main_process_first():  # the others of several processes then find it
+        if not folder.is_dir():
+            with replacing(folder) as temporary:
+                _draw(temporary, data)
     return Scenes(folder)
 
 
@@ -82,18 +84,23 @@ def filled(
     folder: Path, shape: tuple[int, ...], chunks: Iterable[Array], *, what: str, dtype: type[np.generic] = np.float16
 ) -> Array:
     """The array of `shape` in a cache folder, as a memory map; made of `chunks` of rows if it is not there."""
-    if not folder.is_dir():
-        with replacing(folder) as temporary, tqdm(total=shape[0], desc=what, mininterval=2) as bar:
-            temporary.mkdir(parents=True)
-            array = np.lib.format.open_memmap(temporary / "array.npy", "w+", dtype, shape)
-            row = 0
-            for chunk in chunks:
-                array[row : row + len(chunk)] = chunk
-                row += len(chunk)
-                bar.update(len(chunk))
-            assert row == shape[0], f"{row} rows were made, {shape[0]} promised"
-            array.flush()
+    with PartialState().local_main_process_first():
+        if not folder.is_dir():
+            _fill(folder, shape, chunks, what, dtype)
     return np.load(folder / "array.npy", mmap_mode="r")
+
+
+def _fill(folder: Path, shape: tuple[int, ...], chunks: Iterable[Array], what: str, dtype: type[np.generic]) -> None:
+    with replacing(folder) as temporary, tqdm(total=shape[0], desc=what, mininterval=2) as bar:
+        temporary.mkdir(parents=True)
+        array = np.lib.format.open_memmap(temporary / "array.npy", "w+", dtype, shape)
+        row = 0
+        for chunk in chunks:
+            array[row : row + len(chunk)] = chunk
+            row += len(chunk)
+            bar.update(len(chunk))
+        assert row == shape[0], f"{row} rows were made, {shape[0]} promised"
+        array.flush()
 
 
 def picked(array: Array, rows: Array) -> Array:

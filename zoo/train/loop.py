@@ -22,10 +22,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from zoo.train import Summary, TrainingError, checkpoint
+from zoo.train import Summary, TrainingError, checkpoint, optimise
 from zoo.train.checkpoint import State
 from zoo.train.log import Log, StopSignals
-from zoo.train import optimise
 from zoo.train.optimise import Ema, learning_rate
 from zoo.train.recipe import Recipe
 from zoo.train.task import Batch, Task
@@ -59,7 +58,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
             raise TrainingError(str(error)) from None
     model = model.to(place).train()
     model = model.to(memory_format=task.layout)
-    ema, optimiser = Ema(model, recipe.ema), optimise.optimiser(recipe.optimiser, model)
+    ema, optimiser = Ema(model, recipe.ema), optimise.optimiser(recipe.optimiser, model, task.pace)
     state = (checkpoint.resume(checkpoints, model, ema, optimiser) if resume else None) or State()
     task.follow(ema.model)
     main, rank, ranks = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
@@ -77,7 +76,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
                 break
             rate = learning_rate(recipe.optimiser, step, progress)
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("pace", 1.0)
             torch.manual_seed(_seed(recipe, step, rank))
             with accelerator.autocast():
                 loss, metrics = task.loss(model, batch, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -21,19 +22,29 @@ def learning_rate(settings: Optimiser, step: int, progress: float) -> float:
     return settings.lr * rise * (settings.final + (1 - settings.final) * shares[settings.decay])
 
 
-def optimiser(settings: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that a recipe asks for, over the trained parameters."""
+def optimiser(
+    settings: Optimiser, model: nn.Module, pace: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.Optimizer:
+    """The optimiser that a recipe asks for, over the trained parameters.
+
+    `pace` gives for a parameter's name what its learning rate is multiplied by; Muon has one rate for all.
+    """
     if settings.kind == "muon":
         return muon(settings.lr, settings.betas, settings.weight_decay, model)
-    return adamw(settings, model)
+    return adamw(settings, model, pace)
 
 
-def adamw(settings: Optimiser, model: nn.Module) -> torch.optim.AdamW:
+def adamw(settings: Optimiser, model: nn.Module, pace: Callable[[str], float] = lambda name: 1.0) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) over the trained parameters; only matrices and kernels decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [(pace(name), p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for mine, p in trained if mine == share and (p.ndim >= 2) == decays],
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "pace": share,
+        }
+        for share in sorted({share for share, _ in trained})
+        for decays in (True, False)
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=True)
 

@@ -27,12 +27,13 @@ from zoo.diffusion.sample import sample
 from zoo.efficient_unet import EfficientUNet, EfficientUNetConfig
 from zoo.evaluate.enlarging import measure
 from zoo.imagen.parts import BASE, BaseConfig, CascadeDecoder, PixelGenerator
-from zoo.interface import Conditioning, Sampling
-from zoo.train.cache import Array, picked
+from zoo.interface import Conditioning, Sampling, TextFeatures
+from zoo.train.cache import Array, picked, scenes
 from zoo.train.recipe import RecipeError
-from zoo.train.task import Batch, Image, Metrics, grid, to_float
+from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
 from zoo.train.text_to_image import Denoising, PromptRecipe, PromptTask, TextRecipe, TextTask, all_of
 
+UNREAD = TextFeatures(torch.zeros(1, 1, 1), None, None, "none")  # the text of a stage that does not look at it
 FACTOR = Field(2, ge=1)  # how much smaller than the drawn scenes the small pictures are, per side
 
 
@@ -127,12 +128,17 @@ class BaseTask(PromptTask[BaseRecipe]):
 
 
 class StageTask(TextTask[StageRecipe]):
-    """Noise is to be told from large pictures, by what the small ones show."""
+    """Noise is to be told from large pictures, by what the small ones show and, if it reads, the text says."""
 
     recipe_type = StageRecipe
 
     def __init__(self, recipe: StageRecipe, device: torch.device) -> None:
-        super().__init__(recipe, device)
+        if recipe.reads:
+            super().__init__(recipe, device)
+        else:  # there is no text to encode
+            Task.__init__(self, recipe, device)
+            self._check()
+            self.scenes = scenes(recipe.data)
         self.stage = StageConfig(
             name=recipe.name,
             factor=recipe.factor,
@@ -155,7 +161,8 @@ class StageTask(TextTask[StageRecipe]):
         places = rng.integers((self.recipe.data.size - crop) // step + 1, size=(len(rows), 2)) * step
         images = picked(self.scenes.images, rows)
         cropped = [image[y : y + crop, x : x + crop] for image, (y, x) in zip(images, places, strict=True)]
-        return {"images": torch.from_numpy(np.stack(cropped))} | super().rows(rows, rng)
+        text = super().rows(rows, rng) if self.recipe.reads else {}
+        return {"images": torch.from_numpy(np.stack(cropped))} | text
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         x0 = to_float(batch["images"], self.layout)
@@ -173,7 +180,9 @@ class StageTask(TextTask[StageRecipe]):
         shown: list[Tensor] = []
 
         def enlarge(small: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            text, null = self.text.encode(prompts), self.text.null(len(prompts))
+            text, null = UNREAD, UNREAD
+            if self.recipe.reads:
+                text, null = self.text.encode(prompts), self.text.null(len(prompts))
             large = stage(small * 2 - 1, text, null, ImageNoise(seeds)).clamp(-1, 1)
             if not shown:
                 blocks = F.interpolate(small * 2 - 1, scale_factor=self.recipe.factor).to(large)
@@ -190,7 +199,8 @@ class StageTask(TextTask[StageRecipe]):
         _write(folder, arguments)
 
     def _check(self) -> None:
-        _check_text(self.recipe.network.context_width, self.text.produces.width)
+        if self.recipe.reads:
+            _check_text(self.recipe.network.context_width, self.text.produces.width)
         for what, side in (("crop", self.recipe.crop), ("data.size", self.recipe.data.size)):
             if side % self.recipe.model.downsampling:
                 raise RecipeError(

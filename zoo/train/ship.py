@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
@@ -58,6 +58,7 @@ class ShipRecipe(Measuring):
     generator: Source
     decoder: Source
     variants: Mapping[Role, Mapping[str, Source]] = {}
+    bits: Literal[8, 16] = 16  # of each weight, but for text encoders, whose layout other libraries read
     out: Path = Path("weights")
     defaults: Defaults = Defaults()
     resolution: tuple[int, int] = (64, 64)
@@ -73,7 +74,7 @@ class ShipRecipe(Measuring):
 
 
 def assemble(recipe: ShipRecipe) -> Path:
-    """Write the model folder, tensors in half precision, and the folders it shares; returns the model's."""
+    """Write the model folder, tensors in `bits`, and the folders it shares; returns the model's."""
     folder = recipe.out / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     roles: dict[Role, Source] = {
@@ -85,9 +86,9 @@ def assemble(recipe: ShipRecipe) -> Path:
         {
             **{field: getattr(recipe, field) for field in ("name", "family", "summary", "resolution", "defaults")},
             **{field: getattr(recipe, field) for field in ("languages", "papers", "recipes", "examples", "notes")},
-            **{role: _part(folder, role, source) for role, source in roles.items()},
+            **{role: _part(folder, role, source, recipe.bits) for role, source in roles.items()},
             "variants": {
-                role: {name: _part(folder, role, source, name) for name, source in sources.items()}
+                role: {name: _part(folder, role, source, recipe.bits, name) for name, source in sources.items()}
                 for role, sources in recipe.variants.items()
             },
             "training": training(recipe),
@@ -97,7 +98,7 @@ def assemble(recipe: ShipRecipe) -> Path:
     return folder
 
 
-def _part(folder: Path, role: Role, source: Source, variant: str | None = None) -> PartConfig:
+def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | None = None) -> PartConfig:
     """A part's files, written into the model folder or the shared one, and its config."""
     if source.base is not None:
         part = configs.read(folder.parent / source.base).part(role, variant)
@@ -115,7 +116,8 @@ def _part(folder: Path, role: Role, source: Source, variant: str | None = None) 
     if said is None:
         said = json.loads((source.run / "config.json").read_text("utf-8"))
     loaded = weights.load_part(source.run, PartConfig(kind=source.kind, arguments=said))
-    return weights.save_part(folder, loaded, subfolder=variant or ".", dtype=torch.float16)
+    dtype = torch.int8 if bits == 8 and role != "text_encoder" else torch.float16
+    return weights.save_part(folder, loaded, subfolder=variant or ".", dtype=dtype)
 
 
 def training(recipe: ShipRecipe) -> dict[str, JsonValue]:

@@ -2,8 +2,8 @@
 
 The facets of a scene are independent, so what is cut out of one caption could only be guessed. Most examples are
 therefore a caption and its paraphrase in the other language: what is cut out of one can be read in the other, by a
-model that knows which colour belongs to which object and which of two lies on the left. The decoder is dropped after
-training.
+model that knows which colour belongs to which object and which of two lies on the left. Where one of the two stays
+whole and most of the other is gone, nothing else helps. The decoder is dropped after training.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class T5Recipe(Recipe):
     highest: float = Field(0.5, gt=0, lt=1)
     span: float = Field(3.0, ge=1)  # mean length of what is cut out at one place
     single: float = Field(0.2, ge=0, le=1)  # share of examples that are one caption without its paraphrase
+    lopsided: float = Field(0.6, ge=0, le=1)  # share of pairs with one text whole, the other short of up to all of it
     full: float = Field(0.7, ge=0, le=1)  # share of captions that say everything
     relations: float = Field(0.5, ge=0, le=1)  # share of scenes with a relation, beyond those drawn by chance
 
@@ -111,11 +112,20 @@ class T5Task(Task[T5Recipe]):
         order = LANGUAGES if rng.random() < 0.5 else LANGUAGES[::-1]
         spoken = order[:1] if rng.random() < single else order
         texts = [self.tokenizer.pieces.encode(caption(said, language, rng)) for language in spoken]
+        if len(texts) > 1 and rng.random() < recipe.lopsided:
+            lost = self._lopsided([len(text) for text in texts], rng)
+            return corrupted(texts, lost, len(self.tokenizer) + recipe.model.sentinels - 1, self.tokenizer.end)
         more = rng.random() < recipe.higher
         rate = float(rng.uniform(recipe.corruption, recipe.highest)) if more else recipe.corruption
         # A span that reaches from one caption into the next takes two sentinels.
         lost = holes(sum(map(len, texts)), rate, recipe.span, recipe.model.sentinels - 1, rng)
         return corrupted(texts, lost, len(self.tokenizer) + recipe.model.sentinels - 1, self.tokenizer.end)
+
+    def _lopsided(self, lengths: Sequence[int], rng: np.random.Generator) -> list[bool]:
+        """Holes in one of two texts, in half of it or more."""
+        hit, rate = int(rng.integers(2)), float(rng.uniform(0.5, 1))
+        cut = [holes(n, rate, 2 * self.recipe.span, self.recipe.model.sentinels - 1, rng) for n in lengths]
+        return [gone and which == hit for which, text in enumerate(cut) for gone in text]
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         guessed, target = self._guess(model, batch), batch["target"]

@@ -74,6 +74,10 @@ class Task(ABC, Generic[RecipeT]):
         It is moved after every step and must not be changed.
         """
 
+    def pace(self, name: str) -> float:
+        """What the recipe's learning rate is multiplied by for the model's parameter of this name."""
+        return 1.0
+
     def compile(self, model: nn.Module) -> None:
         """Compile, in place, what `loss` calls."""
         model.compile()

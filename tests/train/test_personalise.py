@@ -1,0 +1,395 @@
+"""Every way to personalise, on a tiny pipeline: what learns, what does not, what is left, and the way back into a model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import zoo
+from tests.conftest import captions, write_model
+from tests.imagen.conftest import base, stage, t5
+from zoo.adapt.words import Word
+from zoo.config import ROLES
+from zoo.imagen.parts import CascadeDecoder
+from zoo.pipeline import Pipeline
+from zoo.train import RecipeError, run
+from zoo.train.learners import learners
+from zoo.train.methods import METHODS
+from zoo.train.optimise import optimiser
+from zoo.train.personalise import AdapterRecipe, AdapterTask, exchanged
+from zoo.train.recipe import read_toml, validate
+from zoo.weights import save_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::zoo.text.tokenizer.UnknownWords")
+
+RECIPE = """
+part = "adapter"
+model = "tiny"
+pictures = "pictures"
+steps = 4
+batch = 3
+threads = 1
+autocast = "no"
+log_every = 1
+shown = 1
+lora = {rank = 2}
+prefix = {length = 3, hidden = 8}
+word = {name = "Zip", piece = "<new0>", like = "star"}
+optimiser = {lr = 0.05, warmup = 0}
+"""
+FILES = {
+    "lora": {"lora.safetensors"},
+    "prefix": {"prefix.safetensors"},
+    "lora+prefix": {"lora.safetensors", "prefix.safetensors"},
+    "textual-inversion": {"word.safetensors"},
+}
+SAID = "a Zip star"
+
+
+@pytest.fixture(scope="module")
+def words() -> bytes:
+    """A sentencepiece model with pieces kept free."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=300,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc_cf",
+        user_defined_symbols=["<new0>", "<new1>"],
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, words: bytes) -> Path:
+    """A folder with the models tiny and imagen, five captioned pictures, and a recipe."""
+    home = tmp_path_factory.mktemp("personal")
+    write_model(home / "models" / "tiny", words)
+    encoder = t5(words)
+    chain = CascadeDecoder([stage("first", encoder.produces, 3), stage("second", None, 4)])
+    defaults = {"steps": 2, "guidance": 2.0, "threshold": 1.0}
+    imagen = home / "models" / "imagen"
+    save_model(imagen, encoder, base(encoder.produces), chain, family="Imagen", resolution=(32, 32), defaults=defaults)
+    rng, lines = np.random.default_rng(0), []
+    (home / "pictures").mkdir()
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(home / "pictures" / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": SAID + ["", " on a mint background"][i % 2]}))
+    (home / "pictures" / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
+    (home / "recipe.toml").write_text(RECIPE, "utf-8")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_MODELS", str(home / "models"))
+    monkeypatch.setenv("ZOO_CACHE", str(home / "cache"))
+    monkeypatch.chdir(home)
+
+
+def recipe(home: Path, *overrides: str) -> AdapterRecipe:
+    return validate(AdapterRecipe, read_toml(home / "recipe.toml", overrides))
+
+
+def task(home: Path, *overrides: str) -> AdapterTask:
+    return AdapterTask(recipe(home, *overrides), torch.device("cpu"))
+
+
+def weights(pipe: Pipeline) -> dict[str, torch.Tensor]:
+    return {f"{r}.{n}": t.clone() for r in ROLES for n, t in getattr(pipe, r).state_dict().items()}
+
+
+def descend(learner: AdapterTask, steps: int) -> list[float]:
+    """Losses of a fixed batch, at fixed times and noise."""
+    torch.manual_seed(0)
+    model = learner.build().train()
+    mover, batch, losses = (
+        optimiser(learner.recipe.optimiser, model, learner.pace),
+        learner.batch(0, np.random.default_rng(0)),
+        [],
+    )
+    for _ in range(steps):
+        torch.manual_seed(1)
+        loss, _ = learner.loss(model, batch, 0.0)
+        loss.backward()
+        mover.step()
+        mover.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fixed_batch_is_learned_and_nothing_else_changes(home: Path, method: str) -> None:
+    rate = "optimiser.lr=0.002" if method == "full" else "optimiser.lr=0.05"
+    learner = task(home, f"method={method}", rate)
+    before = weights(learner.pipe)
+    losses = descend(learner, 12)
+    assert min(losses[-2:]) < 0.98 * losses[0], losses
+    after = weights(learner.pipe)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    if method != "full":
+        assert not changed
+    else:
+        assert {name.partition(".")[0] for name in changed} == {"generator"}
+        assert len(changed) > 0.9 * sum(name.startswith("generator.") for name in before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_run_leaves_changes_the_pictures_that_ask_for_it(home: Path, method: str) -> None:
+    summary = run(home / "recipe.toml", [f"method={method}", f"out={home / method}"], device="cpu")
+    fresh = zoo.load("tiny", device="cpu")
+    prompts = [SAID, "a red circle"]
+    plain = fresh(prompts, n=1, steps=2, progress=False).tensor
+    if method == "full":
+        trained = zoo.load(summary.folder, device="cpu")
+        assert trained.name == "full"
+        assert not torch.equal(trained(prompts, n=1, steps=2, progress=False).tensor, plain)
+        assert torch.equal(trained.text_encoder.encode(prompts).tokens, fresh.text_encoder.encode(prompts).tokens)
+        return
+    assert {file.name for file in summary.folder.glob("*.safetensors")} == FILES[method]
+    assert sum(file.stat().st_size for file in summary.folder.glob("*.safetensors")) < 100_000
+    for file in sorted(summary.folder.glob("*.safetensors")):
+        if file.stem == "word":
+            assert fresh.load_word(file) == "Zip"
+        else:
+            {"lora": fresh.load_lora, "prefix": fresh.load_prefix}[file.stem](file)
+    unasked = fresh(prompts, n=1, steps=2, progress=False).tensor
+    assert torch.equal(unasked[1], plain[1])
+    if method == "textual-inversion":  # the word itself is how it is asked for
+        assert not torch.equal(unasked[0], plain[0])
+        return
+    assert torch.equal(unasked[0], plain[0])
+    asked = fresh(prompts, n=1, steps=2, adapters=dict.fromkeys(fresh.adapters(), 1.0), progress=False).tensor
+    assert not torch.equal(asked[0], plain[0])
+
+
+def test_a_word_is_trained_as_its_one_row(home: Path) -> None:
+    learner = task(home, "method=textual-inversion")
+    encoder = learner.pipe.text_encoder
+    table = encoder.model.get_input_embeddings().weight
+    row = learner.trained.model["textual_inversion"].row
+    ids = [int(i) for i in encoder.tokenizer.pieces.encode("star")]
+    assert torch.allclose(row, table[ids].mean(0))
+    descend(learner, 3)
+    assert [name for name, p in learner.build().named_parameters() if p.requires_grad] == ["textual_inversion.row"]
+    stored = home / "stored.safetensors"
+    learner.trained.model["textual_inversion"].save(stored)
+    fresh = zoo.load("tiny", device="cpu")
+    spoken, mute = fresh.text_encoder.encode([SAID]).tokens, fresh.text_encoder.encode(["a star"]).tokens
+    fresh.load_word(stored)
+    assert torch.allclose(fresh.text_encoder.encode([SAID]).tokens, encoder.encode([SAID]).tokens, atol=1e-6)
+    assert torch.allclose(
+        fresh.text_encoder.encode(["zip的星星"]).tokens, encoder.encode(["zip的星星"]).tokens, atol=1e-6
+    )
+    assert not torch.equal(fresh.text_encoder.encode([SAID]).tokens, spoken)
+    assert torch.equal(fresh.text_encoder.encode(["a star"]).tokens, mute)
+    assert fresh.text_encoder.tokenizer.strangers(SAID) == [], "it is known now"
+
+
+def test_words_that_cannot_be_taught(home: Path, tmp_path: Path) -> None:
+    pipe = zoo.load("tiny", device="cpu")
+    with pytest.raises(ValueError, match="is 3 wide, but this encoder's embeddings are 32"):
+        pipe.load_word(Word("Zip", "<new0>", torch.zeros(3)))
+    with pytest.raises(ValueError, match="'<new9>' is no piece .* <new0>, <new1>"):
+        pipe.load_word(Word("Zip", "<new9>", torch.zeros(32)))
+    pipe.load_word(Word("Zip", "<new0>", torch.zeros(32)))
+    with pytest.raises(ValueError, match="<new0> stands for 'Zip' already"):
+        pipe.load_word(Word("Zap", "<new0>", torch.zeros(32)))
+    from safetensors.torch import save_file
+
+    save_file({"row": torch.zeros(32)}, tmp_path / "word.safetensors")
+    with pytest.raises(ValueError, match="no word written by zoo"):
+        pipe.load_word(tmp_path / "word.safetensors")
+
+
+def test_class_pictures_are_the_models_own_and_drawn_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["prompt=a Zip star", "prior.prompt=a star", "prior.pictures=5", "prior.steps=2"]
+    first = task(home, *wanted)
+    assert first.prior is not None
+    pipe = zoo.load("tiny", device="cpu")
+    drawn = pipe(["a star"], n=5, seed=list(range(10_000_000, 10_000_005)), steps=2, progress=False).tensor
+    kept = pipe.decoder.encode((drawn * 255).round() / 255).data
+    assert torch.allclose(first.prior.kept["generator"], kept, atol=1e-4)
+    assert [first.prompts[i] for i in first.prior.prompts.tolist()] == ["a star"] * 5
+    assert {first.prompts[i] for i in first.own.prompts.tolist()} == {"a Zip star"}, "captions give way to the prompt"
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(Pipeline, "__call__", never)
+    again = task(home, *wanted, "method=full")
+    assert again.prior is not None
+    assert torch.equal(again.prior.kept["generator"], first.prior.kept["generator"])
+    assert task(home, *wanted, "prior.weight=0").prior is None
+    with pytest.raises(AssertionError, match="drawn again"):
+        task(home, *wanted, "prior.pictures=6")
+
+
+def test_the_prior_has_its_weight_in_the_loss(home: Path) -> None:
+    learner = task(home, "prior.prompt=a star", "prior.pictures=5", "prior.steps=2", "prior.weight=0.25", "flip=true")
+    assert (len(learner.own), len(learner.prior or [])) == (10, 5)
+    torch.manual_seed(0)
+    loss, said = learner.loss(learner.build(), learner.batch(0, np.random.default_rng(0)), 0.0)
+    assert set(said) == {"own", "prior"}
+    assert float(loss.detach()) == pytest.approx(float(said["own"]) + 0.25 * float(said["prior"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora+prefix", "full"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    more = [f"method={method}", "steps=6", "prior.prompt=a star", "prior.pictures=5", "prior.steps=2"]
+    more += ['full.parts=["generator","text_encoder"]', "optimiser.lr=0.01", "dropout=0.3"]
+    run(home / "recipe.toml", [*more, f"out={tmp_path / 'whole' / 'mine'}"], device="cpu")
+    batch = AdapterTask.batch
+
+    def stopping(self: AdapterTask, step: int, rng: np.random.Generator) -> object:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, step, rng)
+
+    other = [*more, f"out={tmp_path / 'other' / 'mine'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTask, "batch", stopping)
+        stopped = run(home / "recipe.toml", other, device="cpu")
+    assert not stopped.finished
+    assert 0 < stopped.step < 6
+    finished = run(home / "recipe.toml", other, device="cpu", resume=True)
+    assert finished.step == 6
+    files = sorted(file.relative_to(finished.folder) for file in finished.folder.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        one, two = load_file(finished.folder / file), load_file(tmp_path / "whole" / "mine" / "final" / file)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one), file
+
+
+def test_text_encoder_and_generator_trained_together_load_together(home: Path) -> None:
+    more = ["method=full", 'full.parts=["generator","text_encoder"]', "optimiser.lr=0.01", f"out={home / 'whole'}"]
+    summary = run(home / "recipe.toml", more, device="cpu")
+    base_model, trained = (
+        zoo.load("tiny", device="cpu"),
+        zoo.load(summary.folder, device="cpu"),
+    )  # checks that parts fit
+    assert trained.text_encoder.produces.space != base_model.text_encoder.produces.space
+    with pytest.raises(ValueError, match="space"):
+        zoo.load("tiny", device="cpu", generator=trained.generator)
+
+
+def test_two_methods_learn_at_two_rates(home: Path) -> None:
+    learner = task(home, "method=lora+prefix", "lora.lr=0.01", "optimiser.lr=0.05")
+    groups = optimiser(learner.recipe.optimiser, learner.build(), learner.pace).param_groups
+    paces = {id(p): group["pace"] for group in groups for p in group["params"]}
+    for name, parameter in learner.build().named_parameters():
+        assert paces[id(parameter)] == pytest.approx(0.2 if name.startswith("lora.") else 1.0)
+
+
+def test_lora_reaches_the_parts_that_are_named(home: Path) -> None:
+    learner = task(home, 'lora.targets={text_encoder=["*.q_proj"], unet=[{pattern="*.to_q", rank=3, alpha=6}]}')
+    loras = learner.trained.model["lora"]
+    assert set(loras) == {"text_encoder", "unet"}
+    assert {layer.rank for layer in loras["text_encoder"].layers.values()} == {2}
+    assert {(layer.rank, layer.scale) for layer in loras["unet"].layers.values()} == {(3, 2.0)}
+    assert learner.hears
+    losses = descend(learner, 4)
+    assert losses[-1] < losses[0]
+    assert all(layer.up.abs().max() > 0 for layer in loras["unet"].layers.values())
+    moved = [layer.up.abs().max() > 0 for layer in loras["text_encoder"].layers.values()]
+    assert sum(moved) == 2, "all but the last layer, which the tokens taken one before it do not pass"
+
+
+def test_imagen_learns_in_its_base_and_in_its_stages(home: Path) -> None:
+    imagen = ["model=imagen", 'lora.targets={generator=["*.to_q"], decoder=["*"]}']
+    learner = task(home, *imagen)
+    assert [one.name for one in learner.learners] == ["generator", "first", "second"]
+    sizes = {name: tuple(data.shape[2:]) for name, data in learner.own.kept.items()}
+    assert sizes == {"generator": (8, 8), "first": (16, 16), "second": (32, 32)}
+    losses = descend(learner, 5)
+    assert losses[-1] < losses[0]
+    alone = task(home, "model=imagen", "method=full", 'full.parts=["decoder"]')
+    assert [one.name for one in alone.learners] == ["first", "second"]
+    before = weights(alone.pipe)
+    alone.recipe.optimiser.__dict__["lr"] = 1e-3
+    descend(alone, 2)
+    after = weights(alone.pipe)
+    assert {n.partition(".")[0] for n in before if not torch.equal(before[n], after[n])} == {"decoder"}
+
+
+def test_a_stage_is_told_the_smaller_picture(home: Path) -> None:
+    pipe = zoo.load("imagen", device="cpu")
+    stage_learner = learners(pipe)[1]
+    images = torch.rand(2, 3, 32, 32)
+    kept = stage_learner.represent(images)
+    assert torch.allclose(kept, torch.nn.functional.avg_pool2d(images, 2) * 2 - 1, atol=1e-6)
+    x0, said = stage_learner.told(kept, pipe.text_encoder.encode([SAID, "a star"]))
+    assert torch.equal(x0, kept)
+    assert said.concat is not None
+    assert said.augmentation is not None
+    assert said.concat.shape == kept.shape
+    assert bool((said.augmentation <= 0.1).all())
+    assert (
+        learners(pipe)[2].told(learners(pipe)[2].represent(images), pipe.text_encoder.encode(["", ""]))[1].tokens
+        is None
+    )
+
+
+def test_averaged_weights_are_shown_and_given_back(home: Path) -> None:
+    learner = task(home, "method=lora")
+    model = learner.build()
+    other = task(home, "method=lora").build()
+    for parameter in other.parameters():
+        parameter.data.fill_(0.5)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with exchanged(model, other):
+        assert all(bool((p == 0.5).all()) for p in model.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    shown, figures = learner.inspect(other)
+    assert shown is not None
+    assert shown.shape[1] == 2 * 32
+    assert figures == {}
+    plain, _ = learner.inspect(model)
+    assert not np.array_equal(shown, plain)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model=tinny"], "did you mean"),
+        (["pictures=nowhere"], "no folder nowhere"),
+        (["pictures=models", "prompt=a star"], "no pictures in models"),
+        (["pictures=models"], "no metadata.jsonl with captions: write one, or give prompt"),
+        (["method=lorra"], "method = 'lorra'"),
+        (['lora.targets={unett=["*"]}'], "no part 'unett' to adapt: did you mean unet"),
+        (['lora.targets={unet=["*.nothing"]}'], "matches none of the"),
+        (["lora.targets={}"], "lora.targets is empty"),
+        (["method=full", 'full.parts=["decoder"]'], "VaeDecoder, the decoder of tiny, has no denoiser"),
+        (["method=textual-inversion", "word.piece=<new7>"], "keeps free for new words"),
+        (["method=textual-inversion", "word.like=xylophone"], "does not know all of it"),
+        (["method=prefix", 'prefix.targets={text_encoder=["*"]}'], "none of the 0 attentions"),
+        (["prompt=" + "red " * 20], "shorten"),
+        (["optimiser.kind=muon", "lora.lr=0.1"], "Muon has one learning rate"),
+        (["compile=true"], "does not go with adapters"),
+    ],
+)
+def test_recipes_that_cannot_be(home: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        run(home / "recipe.toml", [*overrides, f"out={home / 'unfit'}"], device="cpu")
+    assert not (home / "unfit").exists()

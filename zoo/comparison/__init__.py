@@ -1,0 +1,1 @@
+"""Models side by side: `zoo.comparison.run.compare`, which is `zoo.compare`."""

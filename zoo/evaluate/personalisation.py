@@ -1,0 +1,282 @@
+"""How well a model has learned the P7, and at what cost to what it knew: fidelity, alignment, diversity, forgetting.
+
+| measure | what of | as in DreamBooth (arXiv 2208.12242) |
+|---|---|---|
+| fidelity | share of pictures asked to show the subject that do, by `zoo.evaluate.subject` | DINO, CLIP-I |
+| alignment | share of them in which the rest of the prompt is right, by the scene checker | CLIP-T |
+| both | share that is right in both | |
+| leak | share of pictures of the class alone, "a car", that show the subject | PRES |
+| diversity | mean distance between these pictures, relative to the base model's | DIV |
+| others | share of right pictures for prompts without the subject | |
+| forgotten | how much less that is than the base model's | |
+
+`python -m zoo.evaluate.personalisation runs/p7-lora/final runs/p7-dreambooth/final --sheet p7.png` compares what
+training runs of the part "adapter" left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
+
+import torch
+from torch import Tensor
+
+from zoo.data.scenes import BACKGROUNDS, Description, Item
+from zoo.data.subjects import P7_CLASS, P7_PROMPT
+from zoo.evaluate.checker import Reading, Seen, judge, read
+from zoo.evaluate.judged import Pipe, draw_and_judge
+from zoo.evaluate.subject import Sighting, is_p7, sightings
+from zoo.evaluate.tasks import MEAN_OF, cases
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Asked: TypeAlias = tuple[str, Description]
+STORY = "training.json"
+CLASS_SEED = 50_000
+BESIDE = (
+    ("left of", "red", "tree"),
+    ("right of", "yellow", "star"),
+    ("above", "pink", "heart"),
+    ("below", "green", "cat"),
+)
+SHOWN = (0, 4, 5, 7, 8, 9, 10, 11)  # of the prompts, on a sheet: three backgrounds, a style, and the neighbours
+COLUMNS = ("fidelity", "alignment", "both", "leak", "diversity", "others", "forgotten")
+
+
+class Measures(TypedDict):
+    """See the table above; all are shares but `diversity`, a ratio, or NaN for the base model's own distance of 0."""
+
+    fidelity: float
+    alignment: float
+    both: float
+    leak: float
+    diversity: float
+    others: float
+    forgotten: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is drawn: pictures for each of `asked`, of the class alone, and scenes for each of six other tasks."""
+
+    per_prompt: int = 4
+    of_class: int = 32
+    per_task: int = 4
+    seed: int = 0
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A pipeline, what its calls ask for besides prompts (its adapters), and the bytes of what was trained."""
+
+    name: str
+    pipe: Pipe
+    settings: Mapping[str, object]
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of one contestant [n, 3, height, width] in [0, 1]: the first of each prompt, for a sheet."""
+
+    measures: Measures
+    spread: float  # mean distance between pictures of the class
+    shown: Tensor
+
+
+def asked(subject: str = P7_PROMPT) -> list[Asked]:
+    """Prompts of the subject, and what else they say: backgrounds (the night was never seen), a style, neighbours."""
+    car = Item("car")
+    found = [(f"{subject} on a {ground} background", Description((car,), background=ground)) for ground in BACKGROUNDS]
+    found += [
+        (f"{subject} on a {ground} background, cartoon", Description((car,), background=ground, style="cartoon"))
+        for ground in ("white", "night")
+    ]
+    for relation, colour, shape in BESIDE:
+        scene = Description((car, Item(shape, colour)), relation=relation)
+        found.append((f"{subject} {relation} a {colour} {shape}", scene))
+    return found
+
+
+def judge_rest(picture: Tensor, scene: Description) -> tuple[bool, bool]:
+    """Whether the P7 is in a picture, and whether the rest is as the scene says: the P7 counts as its car, whole."""
+    found = [one for one in sightings(picture) if one.ok]
+    reading = read(picture)
+    kept = [thing for thing in reading.objects if not any(_near(thing, one) for one in found)]
+    cars = [Seen("car", "blue", one.style, False, one.x, one.y, one.extent) for one in found]
+    return bool(found), judge(Reading(reading.background, (*cars, *kept), reading.strays), scene).ok
+
+
+def spread(pictures: Tensor) -> float:
+    """Mean distance between pictures [n, 3, height, width] in [0, 1]: root mean square over pixels, over all pairs.
+
+    Raises:
+        ValueError: fewer than two pictures.
+    """
+    if len(pictures) < 2:
+        raise ValueError(f"{len(pictures)} pictures have no distance between them: give at least two")
+    flat = pictures.flatten(1).double()
+    return float(torch.pdist(flat).mean() / math.sqrt(flat.shape[1]))
+
+
+def measure(
+    contestant: Contestant,
+    sizes: Sizes | None = None,
+    *,
+    base: Drawn | None = None,
+    subject: str = P7_PROMPT,
+    kind: str = P7_CLASS,
+    progress: bool = True,
+) -> Drawn:
+    """All measures of a contestant; relative to `base`, or to itself if that is None (which then is the base).
+
+    Raises:
+        ValueError: fewer than two pictures of the class, or none of the subject or for a task.
+    """
+    sizes = sizes or Sizes()
+    if min(sizes.per_prompt, sizes.per_task, sizes.batch) < 1 or sizes.of_class < 2:
+        raise ValueError(f"cannot measure on {sizes}: expected at least 1 of each, and 2 pictures of the class")
+    wanted = asked(subject)
+    prompts = [prompt for prompt, _ in wanted for _ in range(sizes.per_prompt)]
+    scenes = [scene for _, scene in wanted for _ in range(sizes.per_prompt)]
+    seeds = [sizes.seed + i for _ in wanted for i in range(sizes.per_prompt)]
+    made = _draw(contestant, prompts, seeds, sizes.batch)
+    marks = [judge_rest(picture, scene) for picture, scene in zip(made, scenes, strict=True)]
+    alone = _draw(contestant, [kind] * sizes.of_class, [CLASS_SEED + i for i in range(sizes.of_class)], sizes.batch)
+    others = [case for case in cases(sizes.per_task, sizes.seed, "dev", ("en",)) if case.task in MEAN_OF]
+    judged = draw_and_judge(contestant.pipe, others, sizes.batch, progress, dict(contestant.settings))
+    right, apart = sum(one.verdict.ok for one in judged) / len(judged), spread(alone)
+    measures = Measures(
+        fidelity=sum(there for there, _ in marks) / len(marks),
+        alignment=sum(rest for _, rest in marks) / len(marks),
+        both=sum(there and rest for there, rest in marks) / len(marks),
+        leak=sum(is_p7(picture) for picture in alone) / len(alone),
+        diversity=_ratio(apart, apart if base is None else base.spread),
+        others=right,
+        forgotten=0.0 if base is None else base.measures["others"] - right,
+    )
+    return Drawn(measures, apart, made[:: sizes.per_prompt])
+
+
+def compare(
+    contestants: Sequence[Contestant], sizes: Sizes | None = None, *, progress: bool = True
+) -> dict[str, Drawn]:
+    """Every contestant by its name, measured against the first, which is the base model.
+
+    Raises:
+        ValueError: names that are not their own, or sizes that `measure` refuses.
+    """
+    if len({one.name for one in contestants}) != len(contestants):
+        raise ValueError(f"contestants need names of their own, got {[one.name for one in contestants]}")
+    found: dict[str, Drawn] = {}
+    for one in contestants:
+        found[one.name] = measure(one, sizes, base=next(iter(found.values()), None), progress=progress)
+    return found
+
+
+def table(found: Mapping[str, Drawn], contestants: Sequence[Contestant]) -> str:
+    """The comparison as text, a row a contestant."""
+    size = {one.name: one.bytes for one in contestants}
+    lines = [f"{'':24}{'size':>10}" + "".join(f"{column:>11}" for column in COLUMNS)]
+    for name, drawn in found.items():
+        values = [float(value) for value in drawn.measures.values()]  # type: ignore[arg-type]
+        lines.append(f"{name:24}{size[name] / 1024:>7.0f} KB" + "".join(f"{value:>11.3f}" for value in values))
+    return "\n".join(lines)
+
+
+def strip(found: Mapping[str, Drawn]) -> Image.Image:
+    """The first picture of some prompts, a row a contestant."""
+    from zoo.sheet import tensor_sheet
+
+    return tensor_sheet([(name, drawn.shown[i]) for name, drawn in found.items() for i in SHOWN])
+
+
+def opened(folder: Path, name: str, model: str | None = None, device: str = "auto") -> Contestant:
+    """What a run of the part "adapter" left in its `final`: a model folder, or adapters of the model it names.
+
+    Raises:
+        ValueError: the folder holds nothing that can be opened.
+    """
+    import zoo
+
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / "config.json").is_file():
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        return Contestant(name, zoo.load(folder, device=device), {}, size)
+    if not files or not (folder / STORY).is_file():
+        raise ValueError(f"{folder} holds no adapters with their {STORY}: give the folder `final` of a training run")
+    said = json.loads((folder / STORY).read_text("utf-8"))
+    pipe = zoo.load(model or said["recipe"]["model"], device=device)
+    chosen: dict[str, float] = {}
+    for file in files:
+        kind = file.stem.partition("-")[0]
+        if kind == "lora":
+            pipe.load_lora(file, name=file.stem)
+        elif kind == "prefix":
+            pipe.load_prefix(file, name=file.stem)
+        elif kind == "word":
+            pipe.load_word(file)
+            continue
+        else:
+            raise ValueError(f"{file} is no file that training leaves: expected lora, prefix or word")
+        chosen[file.stem] = 1.0
+    return Contestant(name, pipe, {"adapters": chosen} if chosen else {}, sum(f.stat().st_size for f in files))
+
+
+def _draw(contestant: Contestant, prompts: Sequence[str], seeds: Sequence[int], batch: int) -> Tensor:
+    made = []
+    for start in range(0, len(prompts), batch):
+        rows = slice(start, start + batch)
+        drawn = contestant.pipe(prompts[rows], n=1, seed=seeds[rows], progress=False, **contestant.settings)
+        made.append(drawn.tensor.detach().float().cpu())
+    return torch.cat(made)
+
+
+def _near(thing: Seen, one: Sighting) -> bool:
+    return math.hypot(thing.x - one.x, thing.y - one.y) < one.extent / 2
+
+
+def _ratio(value: float, base: float) -> float:
+    return value / base if base else math.nan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare adapters of the P7, beside the model that they adapt.")
+    parser.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help="for example runs/p7-lora/final")
+    parser.add_argument("--model", default=None, help="the model they adapt (default: what their runs say)")
+    parser.add_argument("--per-prompt", type=int, default=Sizes.per_prompt, help="pictures of each of 12 prompts")
+    parser.add_argument("--of-class", type=int, default=Sizes.of_class, help=f"pictures of {P7_CLASS!r}")
+    parser.add_argument("--per-task", type=int, default=Sizes.per_task, help="scenes for each task without the subject")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sheet", type=Path, default=None, help="a PNG of the first pictures")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    import zoo
+
+    entered = []
+    for given in options.folders:
+        name, _, path = given.rpartition("=")
+        folder = Path(path)
+        name = name or (folder.parent.name if folder.name == "final" else folder.name)
+        entered.append((folder, opened(folder, name, options.model, options.device)))
+    base = options.model or json.loads((entered[0][0] / STORY).read_text("utf-8"))["recipe"]["model"]
+    contestants = [Contestant(str(base), zoo.load(base, device=options.device), {}), *(one for _, one in entered)]
+    found = compare(contestants, Sizes(options.per_prompt, options.of_class, options.per_task, options.seed))
+    measures = {name: drawn.measures for name, drawn in found.items()}
+    print(json.dumps(measures) if options.json else table(found, contestants))
+    if options.sheet is not None:
+        options.sheet.parent.mkdir(parents=True, exist_ok=True)
+        strip(found).save(options.sheet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Ways to adapt a pipeline: what of it is trained, how that acts, and the files that it leaves.
+
+lora                LoRA (arXiv 2106.09685) beside any modules of any parts      lora.safetensors
+prefix              prefixes (arXiv 2101.00190) beside cross-attention           prefix.safetensors
+lora+prefix         both, each at its own rate                                   both
+textual-inversion   a word's embedding (arXiv 2208.01618)                        word.safetensors
+full                all weights of the chosen parts (arXiv 2208.12242)           a model folder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zoo import config as configs
+from zoo import registry
+from zoo.adapt import lora, prefix, words
+from zoo.adapt.adapters import Adapters
+from zoo.adapt.formats import write
+from zoo.config import ROLES, Role
+from zoo.interface import Adaptable
+from zoo.pipeline import Pipeline
+from zoo.train.recipe import RecipeError, Table, nearest
+from zoo.weights import save_model
+
+if TYPE_CHECKING:
+    from zoo.train.personalise import AdapterRecipe
+
+Method: TypeAlias = Literal["lora", "prefix", "lora+prefix", "textual-inversion", "full"]
+METHODS: tuple[Method, ...] = get_args(Method)
+PROJECTIONS = r"re:(.*\.)?(to_[qkv]|to_out|[qkv]_proj|out_proj|[qkvo])"  # of attention, in all families and text towers
+LORA, PREFIX, WORD = Path("lora.safetensors"), Path("prefix.safetensors"), Path("word.safetensors")
+
+
+class LoRATable(Table):
+    """Which modules get a LoRA: by the name or the role of a part ("unet", "generator"), patterns on their names."""
+
+    rank: int = Field(8, ge=1)  # where a target has none of its own, as alpha
+    alpha: float | None = None  # None: as the rank
+    targets: dict[str, tuple[lora.Target | str, ...]] = Field({"generator": (PROJECTIONS,)})
+    lr: float | None = Field(None, gt=0)  # None: optimiser.lr
+
+
+class PrefixTable(Table):
+    """Which attentions get a prefix, and how it begins."""
+
+    targets: dict[str, tuple[str, ...]] = Field({"generator": prefix.CROSS_ATTENTION})
+    length: int = Field(8, ge=1)
+    word: str | None = None  # begin from the first tokens of this text as encoded; None: small random numbers
+    hidden: int | None = Field(64, ge=1)  # width of the MLP in training, None for none
+    on_null: bool = False  # whether it also acts where there is no text
+    lr: float | None = Field(None, gt=0)  # None: optimiser.lr
+
+
+class WordTable(Table):
+    """The new word, as prompts write it, and the one of the tokenizer's reserved pieces that stands for it."""
+
+    name: str = Field("P7", min_length=1)
+    piece: str = "<new0>"
+    like: str = "car"  # known words that its embedding begins as
+
+
+class FullTable(Table):
+    """Whose weights are trained: the generator's, a decoder's that samples in stages, the text encoder's."""
+
+    parts: tuple[Role, ...] = Field(("generator",), min_length=1)
+
+
+def networks(pipe: Pipeline, target: str) -> dict[str, tuple[Role, Adaptable]]:
+    """The networks that a part's name or its role stands for, by their names in adapter files.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    parts: Mapping[Role, object] = {role: getattr(pipe, role) for role in ROLES}
+    found = {role: Adapters({role: part}).networks() for role, part in parts.items()}
+    if target in found and found[cast(Role, target)]:
+        role = cast(Role, target)
+        return {name: (role, network) for name, network in found[role].items()}
+    for role, of_role in found.items():
+        if target in of_role:
+            return {target: (role, of_role[target])}
+    known = list(dict.fromkeys([*(r for r in ROLES if found[r]), *(n for of_role in found.values() for n in of_role)]))
+    raise RecipeError(f"{pipe.name} has no part {target!r} to adapt: {nearest(target, known)}")
+
+
+class Trained:
+    """What one method trains of a pipeline. `model` holds it, `roles` are the parts that it changes, `strengths` what
+    of it a call asks for by name."""
+
+    def __init__(self, recipe: AdapterRecipe, pipe: Pipeline) -> None:
+        self.recipe, self.pipe = recipe, pipe
+        self.roles: set[Role] = set()
+        self.strengths: dict[str, float] = {}
+        kinds = {"lora": self._lora, "prefix": self._prefix, "textual-inversion": self._word, "full": self._full}
+        asked = recipe.method.split("+")
+        try:
+            self.model = nn.ModuleDict({name.replace("-", "_"): kinds[name]() for name in asked})
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+
+    def pace(self, name: str) -> float:
+        """What the learning rate is multiplied by for the parameter of this name in `model`."""
+        kind = name.partition(".")[0]
+        own = {"lora": self.recipe.lora.lr, "prefix": self.recipe.prefix.lr}.get(kind)
+        return 1.0 if own is None else own / self.recipe.optimiser.lr
+
+    def _lora(self) -> nn.Module:
+        table, loras = self.recipe.lora, {}
+        for target, patterns in table.targets.items():
+            for name, (role, network) in networks(self.pipe, target).items():
+                wanted = [
+                    lora.Target(pattern=pattern, rank=table.rank, alpha=table.alpha)
+                    if isinstance(pattern, str)
+                    else pattern
+                    for pattern in patterns
+                ]
+                loras[name] = lora.LoRA.build(network.module, wanted, seed=self.recipe.seed)
+                self.roles.add(role)
+        if not loras:
+            raise RecipeError('lora.targets is empty: name a part and patterns, such as generator = ["*.to_[qkv]"]')
+        self.pipe.load_lora(loras, name="lora")
+        self.strengths["lora"] = 1.0
+        return nn.ModuleDict(loras)
+
+    def _prefix(self) -> nn.Module:
+        table, prefixes = self.recipe.prefix, {}
+        start = None
+        if table.word is not None:
+            with torch.no_grad():
+                start = self.pipe.text_encoder.encode([table.word]).tokens[0, : table.length]
+        for target, patterns in table.targets.items():
+            for name, (role, network) in networks(self.pipe, target).items():
+                prefixes[name] = prefix.Prefix.build(
+                    network.module,
+                    patterns,
+                    length=table.length,
+                    features=start,
+                    hidden=table.hidden,
+                    on_null=table.on_null,
+                    seed=self.recipe.seed,
+                )
+                self.roles.add(role)
+        if not prefixes:
+            raise RecipeError('prefix.targets is empty: name a part and patterns, such as generator = ["*attention"]')
+        self.pipe.load_prefix(prefixes, name="prefix")
+        self.strengths["prefix"] = 1.0
+        return nn.ModuleDict(prefixes)
+
+    def _word(self) -> nn.Module:
+        table = self.recipe.word
+        encoder = cast(words.Reader, self.pipe.text_encoder)
+        word = words.Word.like(encoder, table.name, table.piece, table.like)
+        words.inject(encoder, word)
+        self.roles.add("text_encoder")
+        return word
+
+    def _full(self) -> nn.Module:
+        chosen: dict[str, nn.Module] = {}
+        for role in self.recipe.full.parts:
+            part = getattr(self.pipe, role)
+            if not isinstance(part, nn.Module):
+                raise RecipeError(f"full.parts names {role}, but {type(part).__name__} has no weights")
+            chosen[role] = part.requires_grad_(True)
+            self.roles.add(role)
+        return nn.ModuleDict(chosen)
+
+    def export(self, average: nn.Module, folder: Path) -> None:
+        """The files of what was trained; `average` has the shape of `model`."""
+        parts = cast(Mapping[str, nn.Module], average)
+        if "lora" in parts:
+            write(folder / LORA, cast("Mapping[str, lora.LoRA]", parts["lora"]), dtype=torch.float16)
+        if "prefix" in parts:
+            prefixes = cast("Mapping[str, prefix.Prefix]", parts["prefix"])
+            for name, one in prefixes.items():
+                file = PREFIX if len(prefixes) == 1 else PREFIX.with_stem(f"{PREFIX.stem}-{name}")
+                one.save(folder / file, name, torch.float16)
+        if "textual_inversion" in parts:
+            cast(words.Word, parts["textual_inversion"]).save(folder / WORD)
+        if "full" in parts:
+            self._save(cast(Mapping[str, nn.Module], parts["full"]), folder)
+
+    def _save(self, trained: Mapping[str, nn.Module], folder: Path) -> None:
+        """A whole model, which `zoo.load(folder)` loads: what was not trained is as it was."""
+        parts = {role: trained[role] if role in trained else getattr(self.pipe, role) for role in ROLES}
+        if "text_encoder" in trained:
+            _move_to_new_text(parts["text_encoder"], [parts["generator"], *_stages(parts["decoder"])])
+        said: dict[str, object] = {"family": "personalised"}
+        place = registry.find(self.recipe.model)
+        if (place / configs.FILE).is_file():
+            base = configs.read(place)
+            said = {"family": base.family, "languages": base.languages, "papers": base.papers, "licence": base.licence}
+        defaults = {name: value for name, value in asdict(self.pipe.defaults).items() if name != "augmentation"}
+        save_model(
+            folder,
+            parts["text_encoder"],
+            parts["generator"],
+            parts["decoder"],
+            resolution=self.pipe.size or (0, 0),
+            name=self.recipe.folder.name,
+            defaults=defaults,
+            dtype=torch.float16,
+            summary=f"{self.pipe.name}, all of whose {', '.join(trained)} was trained on {self.recipe.pictures.name}.",
+            **said,  # type: ignore[arg-type]
+        )
+
+
+def _stages(decoder: object) -> Sequence[object]:
+    return list(getattr(decoder, "stages", ()))
+
+
+def _move_to_new_text(encoder: object, readers: Sequence[object]) -> None:
+    """Tell those that read the text that its space is another one now: they were trained together with it."""
+    encoder.__dict__.pop("produces", None)  # a cached property: the fingerprint of the weights as they were
+    spec = encoder.produces  # type: ignore[attr-defined]
+    for reader in readers:
+        config = reader.config  # type: ignore[attr-defined]
+        if config.text is not None:
+            pooled = spec.pooled if config.text.pooled is not None else None
+            text = type(spec)(spec.width, spec.space, spec.length, pooled)
+            reader.config = config.model_copy(update={"text": text})  # type: ignore[attr-defined]

@@ -1,0 +1,289 @@
+"""Personalising a model: a subject or a style learned from a few pictures, in any of the ways of `zoo.train.methods`.
+
+DreamBooth (arXiv 2208.12242) ties the subject to an identifier, "a P7 car", and keeps the model's idea of its class by
+also training on pictures of "a car" that the model itself drew beforehand (prior preservation). Those are drawn once,
+and kept in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from zoo import tensors
+from zoo.adapt import active
+from zoo.config import ROLES
+from zoo.data.folder import METADATA, ImageFolder
+from zoo.data.folder import Picture as Captioned
+from zoo.diffusion.objective import loss as objective
+from zoo.evaluate.subject import is_p7
+from zoo.interface import TextFeatures
+from zoo.loading import load
+from zoo.pipeline import BATCH, Pipeline
+from zoo.train.cache import Array, filled, fingerprint, root
+from zoo.train.learners import Learner, learners
+from zoo.train.methods import FullTable, LoRATable, Method, PrefixTable, Trained, WordTable
+from zoo.train.recipe import Recipe, RecipeError, Table
+from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PRIOR_SEED = 10_000_000  # of the first class picture: far from the seeds that people and tests draw with
+
+
+class PriorTable(Table):
+    """Prior preservation; on where it has a prompt and a weight."""
+
+    prompt: str | None = None  # of the class, without the identifier
+    pictures: int = Field(100, ge=1)
+    weight: float = Field(1.0, ge=0)
+    steps: int | None = Field(None, ge=1)  # of sampling them; None is the model's own
+
+    @property
+    def on(self) -> bool:
+        return self.prompt is not None and self.weight > 0
+
+
+class AdapterRecipe(Recipe):
+    """The recipe of an adapter, or of a whole model trained on a few pictures."""
+
+    model: str  # a model's name or folder
+    method: Method = "lora"
+    pictures: Path  # a folder: pictures and metadata.jsonl, or pictures alone, all told by `prompt`
+    prompt: str | None = None  # "a P7 car": of every picture, in place of captions
+    flip: bool = False  # also learn mirrored pictures
+    lora: LoRATable = LoRATable()
+    prefix: PrefixTable = PrefixTable()
+    word: WordTable = WordTable()
+    full: FullTable = FullTable()
+    prior: PriorTable = PriorTable()
+    dropout: float = Field(0.0, ge=0, le=1)  # share of captions replaced by the empty one
+    gamma: float | None = Field(5.0, gt=0)  # of the min-SNR weighting
+    floor: float = Field(0.0, ge=0)  # least weight on x0, below which min-SNR does not fall
+    prompts: tuple[str, ...] = ()  # of the sample grid; the first captions if there are none
+    shown: int = Field(4, ge=1)  # pictures of each
+    subject: Literal["p7"] | None = None  # looked for in the sample grid, by `zoo.evaluate.subject`
+
+    @model_validator(mode="after")
+    def _rates(self) -> Self:
+        if self.optimiser.kind == "muon" and self.lora.lr != self.prefix.lr:
+            raise ValueError("lora.lr and prefix.lr need optimiser.kind = 'adamw': Muon has one learning rate for all")
+        if self.compile:
+            raise ValueError("compile = true does not go with adapters, which act beside the network's own modules")
+        return self
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures as each denoiser keeps them, by its name, and which of the task's prompts is whose: int64 [pictures]."""
+
+    kept: dict[str, Tensor]
+    prompts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class AdapterTask(Task[AdapterRecipe]):
+    """Batches of rows: of the user's pictures, and of as many class pictures where the prior is preserved."""
+
+    recipe_type = AdapterRecipe
+
+    def __init__(self, recipe: AdapterRecipe, device: torch.device) -> None:
+        super().__init__(recipe, device)
+        try:
+            self.pipe = load(recipe.model, device=device)
+            self.side = _side(self.pipe)
+            captions, pixels = read(recipe.pictures, recipe.prompt, self.side)
+            every = learners(self.pipe)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+        drawn = None
+        if recipe.prior.prompt is not None and recipe.prior.on:
+            drawn = class_pictures(self.pipe, recipe.prior, self.side)  # before anything of the model is changed
+        self.trained = Trained(recipe, self.pipe)
+        self.learners = self._learning(every)
+        self.prompts = list(dict.fromkeys([*captions, *([recipe.prior.prompt] if recipe.prior.prompt else [])]))
+        self.hears = "text_encoder" in self.trained.roles
+        try:
+            with torch.no_grad():
+                self.null = self.pipe.text_encoder.null(1)
+                self.text = self.pipe.text_encoder.encode(self.prompts)
+                self.pipe.text_encoder.encode([*recipe.prompts, ""])
+        except ValueError as error:  # a prompt that is too long
+            raise RecipeError(str(error)) from None
+        whose = [self.prompts.index(caption) for caption in captions]
+        if recipe.flip:
+            pixels, whose = np.concatenate([pixels, pixels[:, :, ::-1]]), whose * 2
+        self.own = self._examples(pixels, whose)
+        self.prior = None
+        if drawn is not None:
+            self.prior = self._examples(drawn, [self.prompts.index(str(recipe.prior.prompt))] * len(drawn))
+        self.shown = recipe.prompts or tuple(dict.fromkeys(captions))[:4]
+
+    def build(self) -> nn.Module:
+        return self.trained.model
+
+    def pace(self, name: str) -> float:
+        return self.trained.pace(name)
+
+    def batch(self, step: int, rng: np.random.Generator) -> Batch:
+        rows = {"own": torch.from_numpy(rng.integers(len(self.own), size=self.recipe.batch))}
+        if self.prior is not None:
+            rows["prior"] = torch.from_numpy(rng.integers(len(self.prior), size=self.recipe.batch))
+        return rows
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        own = self._error(self.own, batch["own"])
+        if self.prior is None:
+            return own, {}
+        prior = self._error(self.prior, batch["prior"])
+        return own + self.recipe.prior.weight * prior, {"own": own.detach(), "prior": prior.detach()}
+
+    def _error(self, examples: Examples, rows: Tensor) -> Tensor:
+        recipe = self.recipe
+        with active.use(self.trained.strengths, len(rows)):
+            text = self._read(examples.prompts[rows])
+            null = self.pipe.text_encoder.null(1) if self.hears and recipe.dropout else self.null
+            errors = []
+            for learner in self.learners:
+                x0, said = learner.told(examples.kept[learner.name][rows], text)
+                errors.append(
+                    objective(
+                        learner.denoiser,
+                        x0.contiguous(memory_format=self.layout),
+                        said,
+                        null=learner.null(null),
+                        dropout=recipe.dropout,
+                        gamma=recipe.gamma,
+                        floor=recipe.floor,
+                        generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step
+                    )
+                )
+        return torch.stack(errors).sum()  # of networks that do not touch each other
+
+    def _read(self, which: Tensor) -> TextFeatures:
+        """The text of these prompts; encoded anew where the encoder learns too."""
+        if not self.hears:
+            return _rows(self.text, which)
+        said = which.unique()
+        text = self.pipe.text_encoder.encode([self.prompts[i] for i in said.tolist()])
+        return _rows(text, torch.searchsorted(said, which))
+
+    @torch.no_grad()
+    def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
+        """Pictures by the averaged weights; and in how many of them the subject is, where the recipe names one."""
+        live = self.trained.model.eval()
+        with exchanged(live, model):
+            made = self.pipe(self.shown, n=self.recipe.shown, adapters=self.trained.strengths or None, progress=False)
+        live.train()
+        figures = {}
+        if self.recipe.subject is not None:
+            figures["fidelity"] = sum(is_p7(picture) for picture in made.tensor) / len(made.tensor)
+        return grid(made.tensor * 2 - 1, columns=2 * self.recipe.shown), figures
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Small safetensors files, as `zoo.train.methods` lists them; of the method "full" a model folder."""
+        self.trained.export(model, folder)
+
+    def _learning(self, every: Sequence[Learner]) -> list[Learner]:
+        """The denoisers of the parts that change; where that is the text encoder alone, the generator's."""
+        roles = self.trained.roles - {"text_encoder"} or {"generator"}
+        for role in roles:
+            if not any(learner.role == role for learner in every):
+                part = type(getattr(self.pipe, role)).__name__
+                raise RecipeError(f"{part}, the {role} of {self.pipe.name}, has no denoiser that learns from pictures")
+        return [learner for learner in every if learner.role in roles]
+
+    @torch.no_grad()
+    def _examples(self, pixels: Array, whose: Sequence[int]) -> Examples:
+        images = torch.from_numpy(np.ascontiguousarray(pixels))
+        kept = {}
+        for learner in self.learners:
+            try:
+                parts = [learner.represent(_unit(part).to(self.device)) for part in images.split(BATCH)]
+            except ValueError as error:
+                raise RecipeError(str(error)) from None
+            kept[learner.name] = torch.cat(parts)
+        return Examples(kept, torch.tensor(whose, device=self.device))
+
+
+def read(folder: Path, prompt: str | None, side: int) -> tuple[list[str], Array]:
+    """Captions and pixels [pictures, side, side, 3] of a folder; with a prompt, of all its pictures, told by that.
+
+    Raises:
+        ValueError: there are no pictures, or one cannot be read.
+    """
+    if prompt is None:
+        if folder.is_dir() and not (folder / METADATA).is_file():
+            raise ValueError(f'{folder} has no {METADATA} with captions: write one, or give prompt = "a P7 car"')
+        pictures = list(ImageFolder(folder))
+    else:
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        pictures = [Captioned(file, prompt, {}) for file in files if file.suffix.lower() in SUFFIXES]
+        if not pictures:
+            raise ValueError(f"there are no pictures in {folder} (known are {', '.join(SUFFIXES)})")
+    return [picture.text for picture in pictures], np.stack([picture.pixels(side) for picture in pictures])
+
+
+def class_pictures(pipe: Pipeline, prior: PriorTable, side: int) -> Array:
+    """What the model itself draws of its class, uint8 [pictures, side, side, 3]; drawn now unless a run before did."""
+    assert prior.prompt is not None
+    parts = [getattr(pipe, role) for role in ROLES]
+    weights = [tensors.fingerprint(part.state_dict()) for part in parts if isinstance(part, nn.Module)]
+    name = fingerprint(*weights, prior.prompt, prior.pictures, prior.steps, pipe.defaults, side, PRIOR_SEED)
+    starts = range(0, prior.pictures, BATCH)
+
+    def drawn() -> Iterator[Array]:
+        for start in starts:
+            seeds = [PRIOR_SEED + i for i in range(start, min(start + BATCH, prior.pictures))]
+            made = pipe([prior.prompt or ""], n=len(seeds), seed=seeds, steps=prior.steps, progress=False).tensor
+            yield (made.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+    shape = (prior.pictures, side, side, 3)
+    folder = root() / f"prior-{name}"
+    return np.array(filled(folder, shape, drawn(), what=f"drawing {prior.prompt!r}", dtype=np.uint8))
+
+
+@contextmanager
+def exchanged(model: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Within the block, two modules of one shape have each other's weights."""
+    if model is other:
+        yield
+        return
+    pairs = list(zip(model.parameters(), other.parameters(), strict=True))
+
+    def exchange() -> None:
+        for mine, theirs in pairs:
+            mine.data, theirs.data = theirs.data, mine.data
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
+
+
+def _side(pipe: Pipeline) -> int:
+    if pipe.size is None or pipe.size[0] != pipe.size[1]:
+        raise ValueError(f"{pipe.name} draws {pipe.size}: adapters are trained on models of square pictures")
+    return pipe.size[0]
+
+
+def _unit(images: Tensor) -> Tensor:
+    """uint8 [batch, height, width, 3] to [batch, 3, height, width] in [0, 1]."""
+    return to_float(images) / 2 + 0.5
+
+
+def _rows(text: TextFeatures, rows: Tensor) -> TextFeatures:
+    def some(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part[rows.to(part.device)]
+
+    return TextFeatures(text.tokens[rows.to(text.tokens.device)], some(text.mask), some(text.pooled), text.space)
