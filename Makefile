@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast lint bench clean
+.PHONY: help demo test test-fast lint bench results clean
 
 help:
 	@echo "make demo       draw six prompts with stable-diffusion-small and say where the contact sheet is"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-fast  the tests that take less than a few seconds each"
 	@echo "make lint       style, types and import directions"
 	@echo "make bench      seconds for a cold and a warm picture on this machine"
+	@echo "make results    results/*.csv, cards and the README's scores, from what the configs of weights/ hold"
 	@echo "make clean      remove the environment and everything built"
 
 $(BIN)/python:
@@ -51,6 +52,9 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/speed.py
+
+results: $(VENV)/installed-dev
+	$(BIN)/python -m zoo.train.results
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

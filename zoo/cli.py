@@ -240,7 +240,7 @@ class Lists(typer.core.TyperCommand):
                 spread += [] if open_ else [word]
             else:
                 spread += ["--models", word] if open_ else [word]
-        return cast("list[str]", super().parse_args(ctx, spread))
+        return super().parse_args(ctx, spread)
 
 
 @app.command(cls=Lists)

@@ -16,18 +16,24 @@ from zoo.published import INDEX
 
 WORDS = (".json", ".txt", ".model")  # configs and vocabularies
 CHECKER = ("safety_checker", "feature_extractor")
+WATERMARK = "watermarker"  # DeepFloyd IF's, which is not read
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 FoundT = TypeVar("FoundT")
 
 
 def fetch(
-    repository: str, *, revision: str | None = None, variant: str | None = None, safety_checker: bool = False
+    repository: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    safety_checker: bool = False,
+    without: Sequence[str] = (),
 ) -> Path:
     """The folder of a repository `owner/name`, at a branch, tag or commit: fetched once, then kept.
 
     Of a published checkpoint these are the configs, the tokenizer and one set of weights: those of `variant` where
-    there are any, safetensors rather than pickles.
+    there are any, safetensors rather than pickles. without: parts, by their folders, that are not needed.
 
     Raises:
         ValueError: there is no such repository or revision, or it cannot be had; the reason is told.
@@ -40,13 +46,15 @@ def fetch(
     patterns: list[str] | None = None
     if not constants.HF_HUB_OFFLINE:
         listed = _asked(repository, there, fallback=[])
-        patterns = [glob.escape(name) for name in needed(listed, variant, safety_checker)] or None
+        patterns = [glob.escape(name) for name in needed(listed, variant, safety_checker, without)] or None
     if patterns is None:
         return _asked(repository, lambda: Path(snapshot_download(repository, revision=revision, local_files_only=True)))
     return _asked(repository, lambda: Path(snapshot_download(repository, revision=revision, allow_patterns=patterns)))
 
 
-def needed(names: Sequence[str], variant: str | None = None, safety_checker: bool = False) -> list[str]:
+def needed(
+    names: Sequence[str], variant: str | None = None, safety_checker: bool = False, without: Sequence[str] = ()
+) -> list[str]:
     """Of a repository's files, those that loading it takes.
 
     Raises:
@@ -54,10 +62,11 @@ def needed(names: Sequence[str], variant: str | None = None, safety_checker: boo
     """
     if INDEX not in names:
         return sorted(name for name in names if name.endswith((".safetensors", *WORDS)) or name == "README.md")
+    aside = {WATERMARK, *without, *(() if safety_checker else CHECKER)}
     parts: dict[str, list[str]] = {}
     for name in names:
         part, _, inner = name.partition("/")
-        if inner and "/" not in inner and (safety_checker or part not in CHECKER):
+        if inner and "/" not in inner and part not in aside:
             parts.setdefault(part, []).append(inner)
     wanted = [INDEX]
     for part, there in parts.items():

@@ -214,9 +214,7 @@ def _part(source: Source, role: Role, choice: str | None, how: Reading) -> objec
     return other.part(role, None if name == role else name)
 
 
-def _enlarged(
-    generator: object, decoder: object, size: tuple[int, int]
-) -> tuple[object, tuple[int, int] | None]:
+def _enlarged(generator: object, decoder: object, size: tuple[int, int]) -> tuple[object, tuple[int, int] | None]:
     """A generator with a decoder that is not its own: how much that one enlarges, and the size of picture if known."""
     factor = getattr(decoder, "factor", None)
     if not isinstance(generator, Enlargeable) or not isinstance(factor, int):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -48,7 +50,25 @@ def _cell(value: object) -> str:
 def _header(config: ModelConfig) -> str:
     languages = ["language:", *(f"- {code}" for code in config.languages)] if config.languages else []
     kind = ["pipeline_tag: text-to-image", "library_name: zoo"]
-    return "\n".join(["---", f"license: {config.licence.lower()}", *languages, *kind, "---"])
+    return "\n".join(["---", f"license: {config.licence.lower()}", *languages, *kind, *_index(config), "---"])
+
+
+def _index(config: ModelConfig) -> list[str]:
+    """The overall scores as model hubs read them: the model-index of the header."""
+    evaluated: Any = config.results.get("evaluation")
+    if not evaluated:
+        return []
+    lines = ["model-index:", f"- name: {config.name}", "  results:"]
+    for split, shares in evaluated["overall"].items():
+        for language, share in shares.items():
+            if share is not None:
+                lines += [
+                    *("  - task:", "      type: text-to-image", "    dataset:", "      type: zoo-scenes"),
+                    f"      name: scenes, {SPLITS[split]}, {language}",
+                    *("    metrics:", "    - type: accuracy", "      name: pictures that are what the prompt says"),
+                    f"      value: {share}",
+                ]
+    return lines
 
 
 def _facts(config: ModelConfig) -> list[tuple[str, str]]:
@@ -137,7 +157,7 @@ def _results(config: ModelConfig) -> str:
         read = results.get("gates", {}).get(kind, {})
         measures += [(f"read from the {kind} features: {facet}", value) for facet, value in read.items()]
     told = {"evaluation", "psnr", "seconds_per_image", "gates", "parameters", "editing", "maps", "enlarging"}
-    measures += _flat({name: value for name, value in results.items() if name not in told})
+    measures += flat({name: value for name, value in results.items() if name not in told})
     sections.append(table(("measure", "value"), [row for row in measures if row[1] is not None]))
     return "\n\n".join(sections)
 
@@ -203,9 +223,22 @@ def _enlarging(found: Any) -> str:
     )
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Nested results as rows: `{"a": {"b": 1}}` is the row "a, b"."""
     if not isinstance(value, dict):
         return [(prefix, value)]
     joined = ((f"{prefix}, {key}" if prefix else key, inner) for key, inner in value.items())
-    return [row for name, inner in joined for row in _flat(inner, name)]
+    return [row for name, inner in joined for row in flat(inner, name)]
+
+
+def results_csv(config: ModelConfig) -> str:
+    """Every figure that the config holds, as it is stored: a line each, `result,value`; of intervals both ends."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("result", "value"))
+    for name, value in flat(config.results):
+        if isinstance(value, list) and len(value) == 2:
+            rows.writerows(((f"{name}, low", value[0]), (f"{name}, high", value[1])))
+        elif value is not None:
+            rows.writerow((name, value))
+    return text.getvalue()

@@ -120,9 +120,7 @@ def classes(
     for name, expected in components.items():
         inside(folder, name)
         if expected and found[name] not in expected:
-            raise ValueError(
-                f"the {name} in {folder / INDEX} is a {found[name]}: supported is {' or '.join(expected)}"
-            )
+            raise ValueError(f"the {name} in {folder / INDEX} is a {found[name]}: supported is {' or '.join(expected)}")
     return found
 
 

@@ -31,6 +31,7 @@ class Published:
     licence: str
     languages: tuple[str, ...] = ("en",)
     sha256: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()  # parts that are not fetched, being another checkpoint's too
 
 
 def _weights(unet: str, text_encoder: str, vae: str, variant: str = "") -> dict[str, str]:
@@ -84,6 +85,42 @@ PUBLISHED = {
         4.2,
         "creativeml-openrail-m",
         ("zh",),
+    ),
+    "if-m": Published(
+        "DeepFloyd/IF-I-M-v1.0",
+        "DeepFloyd IF, stage I, the smallest: 372M parameters and T5-XXL, 64x64.",
+        20.5,
+        "deepfloyd-if-license",
+    ),
+    "if-l": Published(
+        "DeepFloyd/IF-I-L-v1.0",
+        "DeepFloyd IF, stage I: 935M parameters and T5-XXL, 64x64.",
+        22.8,
+        "deepfloyd-if-license",
+    ),
+    "if-xl": Published(
+        "DeepFloyd/IF-I-XL-v1.0",
+        "DeepFloyd IF, stage I, the largest: 4.3B parameters and T5-XXL, 64x64.",
+        36.3,
+        "deepfloyd-if-license",
+        sha256={
+            "unet/diffusion_pytorch_model.safetensors": (
+                "d478fe3f64e368cd58201e8a6dd5c94264cfe85249125196a2f3b43d90a8d706"
+            )
+        },
+    ),
+    "if-ii-l": Published(
+        "DeepFloyd/IF-II-L-v1.0",
+        "DeepFloyd IF, stage II, as decoder=\"if-ii-l/decoder\": 1.2B parameters, from 64x64 to 256x256.",
+        5.0,
+        "deepfloyd-if-license",
+        without=("text_encoder", "tokenizer"),
+    ),
+    "karlo": Published(
+        "kakaobrain/karlo-v1-alpha",
+        "Karlo v1 alpha, an unCLIP (DALL-E 2): prior, decoder and upsampler, 3.3B parameters, 256x256.",
+        13.7,
+        "creativeml-openrail-m",
     ),
 }
 
@@ -194,7 +231,8 @@ def _cached(repository: str) -> bool:
 def _fetch_published(entry: Published, revision: str | None, variant: str | None, safety_checker: bool) -> Path:
     from zoo import hub, tensors
 
-    folder = hub.fetch(entry.repository, revision=revision, variant=variant, safety_checker=safety_checker)
+    how = {"revision": revision, "variant": variant}
+    folder = hub.fetch(entry.repository, **how, safety_checker=safety_checker, without=entry.without)
     for name, expected in entry.sha256.items():
         path = folder / name
         if revision is None and path.is_file() and (found := tensors.sha256(path)) != expected:

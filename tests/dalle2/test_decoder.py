@@ -22,7 +22,7 @@ from zoo.dalle2.configs import decoder_config_from_diffusers, projection_config_
 from zoo.dalle2.decoder import UnclipDecoder, UnclipDecoderConfig, UnclipNetwork, UnclipNetworkConfig
 from zoo.dalle2.keys import projection_from_diffusers, unet_from_diffusers
 from zoo.diffusion.noise import ImageNoise
-from zoo.interface import Conditioning, Decoder, Generator, Representation, Sampling, Step, TextEncoder
+from zoo.interface import ANY, Conditioning, Decoder, Generator, Representation, Sampling, Step, TextEncoder
 from zoo.pipeline import ImageEncoder, Pipeline, Staged
 from zoo.result import Result
 from zoo.text.clip import ClipTextEncoder
@@ -147,6 +147,8 @@ def test_another_clip_is_refused_with_the_reason(
         Pipeline(pipe.text_encoder, pipe.generator, wrong)
     with pytest.raises(ValueError, match=f"of the CLIP {meanings.space}, but the decoder was trained with"):
         decoded(wrong, meanings, text)
+    open_to_all = UnclipDecoder.of(wrong.network, wrong.config.model_copy(update={"image_space": ANY}))
+    assert decoded(open_to_all, meanings, text).shape == (2, 3, 8, 8), "a published one that names no CLIP"
     with pytest.raises(ValueError, match=r"needs clip_image of shape \[batch, 8\], got latent"):
         decoded(wrong, Representation(meanings.data, "latent", meanings.space), text)
 

@@ -86,6 +86,11 @@ def test_static_and_dynamic_threshold() -> None:
     for image, result in zip(x0[1:], got[1:], strict=True):
         limit = image.abs().flatten().quantile(0.9)
         torch.testing.assert_close(result, image.clamp(-limit, limit) / limit)
+    capped = thresholded(x0, 0.9, 2.0)  # as in DeepFloyd IF: no more than this is divided by
+    assert torch.equal(capped[0], x0[0])
+    torch.testing.assert_close(capped[2], x0[2].clamp(-2, 2) / 2)
+    assert torch.equal(thresholded(x0, 0.9, 1.0), x0.clamp(-1, 1))
+    assert torch.equal(thresholded(x0, 0.9, 1000.0), got)
     x = torch.randn(3, 6)
     clipped = guided(Denoiser(Listens(), Schedule()), GIVEN, NULL, Sampling(guidance=9.0, threshold=1.0))(x, 900)
     assert clipped.x0.abs().max() <= 1
@@ -182,6 +187,7 @@ def test_ports_that_null_leaves_empty_are_shared() -> None:
         ({"rescale": 1.2}, NULL, "rescale"),
         ({"interval": (2.0, 1.0)}, NULL, "interval"),
         ({"threshold": 0.0}, NULL, "threshold"),
+        ({"threshold": 0.9, "cap": 0.5}, NULL, "cap cannot be 0.5"),
     ],
 )
 def test_errors(settings: dict[str, float], null: Conditioning | None, message: str) -> None:

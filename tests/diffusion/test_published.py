@@ -39,6 +39,8 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("DDIMScheduler", {**OFF, **V, **ZERO}),
     ("DDIMScheduler", {}),
     ("DDIMScheduler", {"thresholding": True, "clip_sample": False}),
+    ("DDPMScheduler", {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.05}),
+    ("DDPMScheduler", {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 50.0}),
     ("DDIMScheduler", {**OFF, "timestep_spacing": "linspace", "prediction_type": "sample"}),
     ("PNDMScheduler", PLMS),
     ("PNDMScheduler", {**PLMS, "set_alpha_to_one": True}),
@@ -100,7 +102,7 @@ def noises() -> list[Tensor]:
 def ours(said: published.Published, denoiser: Denoiser, steps: int, init: Init | None = None) -> Tensor:
     initial, *later = noises()
     given = {("sample", -1): initial, **{("sample", i): noise for i, noise in enumerate(later)}}
-    sampling = Sampling(steps=steps, sampler=said.sampler, threshold=said.threshold)
+    sampling = Sampling(steps=steps, sampler=said.sampler, threshold=said.threshold, cap=said.cap)
     grid = said.convention.grid(said.schedule, steps)
     return sample(denoiser, Conditioning(), None, GivenNoise(given), sampling, SHAPE, init=init, grid=grid)
 
@@ -189,7 +191,11 @@ def test_the_pipeline_may_name_another_class_than_the_file() -> None:
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "odd"}, "timestep_spacing='odd'.*leading"),
         ({"_class_name": "DDIMScheduler", "prediction_type": "flow"}, "prediction_type='flow'.*epsilon"),
         ({"_class_name": "DDIMScheduler", "clip_sample_range": 2.0}, "clip_sample_range=2.0"),
-        ({"_class_name": "DDIMScheduler", "thresholding": True, "sample_max_value": 1.5}, "sample_max_value=1.5"),
+        (
+            {"_class_name": "DDIMScheduler", "thresholding": True, "dynamic_thresholding_ratio": 1.5},
+            "dynamic_thresholding_ratio=1.5",
+        ),
+        ({"_class_name": "UnCLIPScheduler", "timestep_spacing": "leading"}, "timestep_spacing='leading'"),
         ({"_class_name": "DDIMScheduler", "steps_offset": -1}, "steps_offset=-1"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "odd"}, "unknown beta_schedule 'odd'"),
         ({"_class_name": "DDIMScheduler", "trained_betas": [0.1]}, "trained_betas"),

@@ -290,9 +290,7 @@ def test_pictures_of_pictures(pipe: Pipeline, one: Stage, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "DDIMScheduler"])
-def test_pictures_by_other_schedulers(
-    kind: str, write: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_by_other_schedulers(kind: str, write: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch) -> None:
     changed = {"_class_name": kind, "variance_type": None} if kind.startswith("DPM") else {"_class_name": kind}
     stage = write(1, **changed)
     pipe, reference = zoo.load(stage.folder, device="cpu"), stage.reference()
@@ -325,7 +323,7 @@ def test_it_can_be_kept_as_a_model_of_the_zoo(pipe: Pipeline, both: Pipeline, tm
         how: dict[str, Any] = {"n": 1, "steps": 2, "progress": False}
         if made is both:
             how["stages"] = {"super-resolution": {"steps": 2}}
-        assert torch.equal(again("A Cat", **how).tensor, made("a cat", **how).tensor)
+        assert (again("A Cat", **how).tensor - made("a cat", **how).tensor).abs().max() < 1 / 255
 
 
 def test_bfloat16(one: Stage, two: Stage, both: Pipeline) -> None:

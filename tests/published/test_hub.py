@@ -116,6 +116,10 @@ def test_only_what_is_needed_is_fetched() -> None:
     checked = {"safety_checker/config.json", "safety_checker/model.safetensors"}
     checked |= {"feature_extractor/preprocessor_config.json"}
     assert set(hub.needed(FILES, safety_checker=True)) == KEPT | {plain} | checked
+    watermarked = [*FILES, "watermarker/config.json", "watermarker/diffusion_pytorch_model.bin"]
+    assert set(hub.needed(watermarked)) == KEPT | {plain}
+    told = {name for name in KEPT if not name.startswith(("text_encoder", "tokenizer"))}
+    assert set(hub.needed(FILES, without=("text_encoder", "tokenizer"))) == told | {plain}
     own = ["config.json", "unet/model.safetensors", "x.bin", "y.py", "z.ckpt", "README.md", "tokenizer/t.model"]
     assert set(hub.needed(own)) == {"config.json", "unet/model.safetensors", "README.md", "tokenizer/t.model"}
     with pytest.raises(ValueError, match="vae holds no weights"):

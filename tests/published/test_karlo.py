@@ -22,8 +22,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 import zoo
-from tests.published.conftest import old_text_names, random_weights, said_by, save_tensors, write_clip_tokenizer
-from tests.published.conftest import write_json
+from tests.published.conftest import (
+    old_text_names,
+    random_weights,
+    said_by,
+    save_tensors,
+    write_clip_tokenizer,
+    write_json,
+)
 from zoo import published, tensors
 from zoo.dalle2 import pretrained
 from zoo.dalle2.karlo import KarloDecoder, LastStep
@@ -125,18 +131,31 @@ class Karlo:
         projection = {"text_projection.weight": state.pop("text_projection.weight")}
         save_tensors(self.folder / "text_encoder", "model", old_text_names(state) | projection, ".safetensors")
 
-    def parts(self, *names: str) -> dict[str, Any]:
+    def parts(self, *names: str, exact: bool = True) -> dict[str, Any]:
         schedulers = {name: Scheduler.from_config(said) for name, said in CONFIGS.items() if name.endswith("scheduler")}
+        for scheduler in schedulers.values() if exact else ():
+            in_double(scheduler)
         tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer")
         own = {name: getattr(self, name) for name in CLASSES if hasattr(self, name)}
         every = {**own, **schedulers, "tokenizer": tokenizer}
         return {name: every[name] for name in names or CLASSES}
 
-    def reference(self) -> Any:
+    def reference(self, *, exact: bool) -> Any:
         """diffusers' own pipeline of the same modules; it cannot load such a folder any more."""
-        made = UnCLIPPipeline(**self.parts())
+        made = UnCLIPPipeline(**self.parts(exact=exact))
         made.set_progress_bar_config(disable=True)
         return made
+
+
+def in_double(scheduler: Any) -> None:
+    """The scheduler's tables in double precision, as ours are.
+
+    In single precision its last step gives 0.9995 of the clean estimate; the decoder, which begins where sigma / alpha
+    is 20,000, makes of such a difference in the embedding another colour of a pixel now and then.
+    """
+    scheduler.betas = scheduler.betas.double()
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
 
 
 def as_lists(classes: dict[str, tuple[str, str]]) -> dict[str, list[str]]:
@@ -249,9 +268,10 @@ def test_its_times_are_those_of_the_published_scheduler() -> None:
         assert grid.t.tolist() == [*scheduler.timesteps.tolist(), -1]
 
 
-def test_pictures_of_prompts(pipe: Pipeline, karlo: Karlo, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("exact", [True, False], ids=["tables-in-double", "tables-as-they-are"])
+def test_pictures_of_prompts(exact: bool, pipe: Pipeline, karlo: Karlo, monkeypatch: pytest.MonkeyPatch) -> None:
     same_noise(monkeypatch, STEPS)
-    expected = karlo.reference()(
+    expected = karlo.reference(exact=exact)(
         PROMPTS,
         prior_num_inference_steps=STEPS["prior"],
         decoder_num_inference_steps=STEPS["decoder"],
@@ -262,6 +282,11 @@ def test_pictures_of_prompts(pipe: Pipeline, karlo: Karlo, monkeypatch: pytest.M
     stages = {name: {"steps": STEPS[name]} for name in ("decoder", "super-resolution")}
     settings: dict[str, Any] = {"n": 1, "seed": list(SEEDS), "steps": STEPS["prior"], "progress": False}
     found = pipe(PROMPTS, **settings, stages=stages).tensor
+    if not exact:  # all but single pixels
+        apart = 255 * (found - torch.from_numpy(expected).movedim(-1, 1)).abs()
+        assert (apart > 2).float().mean() < 0.005
+        assert apart.mean() < 0.2
+        return
     same_pictures(found, expected)
     for other in ({"guidance": 1.0}, {"stages": {"decoder": {"steps": 10, "guidance": 1.0}}}):  # guidance shows
         assert (pipe(PROMPTS, **{**settings, "stages": stages, **other}).tensor - found).abs().max() > 4 / 255
@@ -305,7 +330,7 @@ def test_variations_of_pictures(
             null,
             null,
             ImageNoise(SEEDS),
-            [how for how in pipe._stages({name: {"steps": n} for name, n in steps.items()}, None).values()],
+            list(pipe._stages({name: {"steps": n} for name, n in steps.items()}, None).values()),
         )
     same_pictures(found, expected)
     with pytest.raises(ValueError, match="has no generator: it makes variations of pictures"):
@@ -319,7 +344,11 @@ def test_it_can_be_kept_as_a_model_of_the_zoo(pipe: Pipeline, tmp_path: Path) ->
     again = zoo.load(tmp_path / "kept", device="cpu")
     stages = {name: {"steps": 3} for name in ("decoder", "super-resolution")}
     a, b = (made("a cat", n=1, steps=3, stages=stages, progress=False).tensor for made in (pipe, again))
-    assert torch.equal(a, b)
+    assert (a - b).abs().max() < 1 / 255
+    for role in ("text_encoder", "generator", "decoder"):
+        kept, loaded = (getattr(made, role).state_dict() for made in (pipe, again))
+        assert kept.keys() == loaded.keys()
+        assert all(torch.equal(kept[name], loaded[name]) for name in kept)
 
 
 def test_bfloat16(karlo: Karlo, pipe: Pipeline) -> None:

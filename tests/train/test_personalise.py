@@ -1,4 +1,4 @@
-"""Every way to personalise, on a tiny pipeline: what learns, what does not, what is left, and the way back into a model."""
+"""Every way to personalise, on a tiny pipeline: what learns, what does not, what is left, and the way back in."""
 
 from __future__ import annotations
 

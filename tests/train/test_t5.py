@@ -103,6 +103,32 @@ def test_source_and_target_together_are_the_captions(home: Path) -> None:
     assert seen == {"en", "zh", "en zh", "zh en"}
 
 
+def test_what_tells_is_cut_out_of_one_text_and_stays_in_the_other(home: Path) -> None:
+    trained = task(home, "salient=1")
+    tokenizer, size, hits = trained.tokenizer, len(trained.tokenizer), set[int]()
+    rng = np.random.default_rng(0)
+    texts = [
+        tokenizer.pieces.encode(text) for text in ("a red star left of a blue heart", "红色的星星在蓝色的心形左边")
+    ]
+    for _ in range(200):
+        lost = trained._telling(texts, rng)
+        parts = lost[: len(texts[0])], lost[len(texts[0]) :]
+        assert not (any(parts[0]) and any(parts[1]))
+        hits |= {which for which, part in enumerate(parts) if any(part)}
+        gone = [piece for piece, hole in zip(texts[0] + texts[1], lost, strict=True) if hole]
+        assert set(gone) <= set(trained.telling)
+        assert all(piece < size for piece in gone)
+    assert hits == {0, 1}
+    rows = [trained._telling(texts, rng) for _ in range(400)]
+    shares = np.mean([row[: len(texts[0])] for row in rows if any(row[: len(texts[0])])], axis=0)
+    for piece, share in zip(texts[0], shares, strict=True):
+        assert share == pytest.approx(trained.telling.get(piece, 0.0), abs=0.12), tokenizer.pieces.id_to_piece(piece)
+    assert set(trained.telling) >= {
+        tokenizer.pieces.encode(word)[-1] for word in ("red", "stars", "红色", "left", "左边")
+    }
+    assert tokenizer.pieces.piece_to_id("▁a") not in trained.telling
+
+
 def test_no_held_out_combination_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Description] = []
 

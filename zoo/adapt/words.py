@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from zoo import tensors
 
 ROW = "row"
+OFTEN = 0.9  # share of the vocabulary with shorter embeddings than a word that is often said
 
 
 class Reader(Protocol):
@@ -40,13 +41,20 @@ class Word(nn.Module):
         self.name, self.piece, self.row = name, piece, nn.Parameter(row)
 
     @classmethod
-    def like(cls, encoder: Reader, name: str, piece: str, known: str) -> Self:
+    def fresh(cls, encoder: Reader, name: str, piece: str, known: str | None = None, *, seed: int = 0) -> Self:
         """A word that begins as the mean of the embeddings of known words, such as its class's.
 
+        Without any, it begins as a stranger to all words, in a random direction, but as long as those that are often
+        said: pieces that training hardly met have short embeddings, which a text encoder all but passes over.
+
         Raises:
-            ValueError: the piece is none that the tokenizer keeps free, or nothing is known.
+            ValueError: the piece is none that the tokenizer keeps free, or not all that it shall be like is known.
         """
         _identity(encoder, piece)
+        if known is None:
+            table = _tables(encoder)[0].weight.detach().float()
+            row = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed)).to(table)
+            return cls(name, piece, row * table.norm(dim=1).quantile(OFTEN) / row.norm())
         ids = list(map(int, encoder.tokenizer.pieces.encode(known)))
         if not ids or encoder.tokenizer.unknown in ids:
             raise ValueError(f"the word cannot begin as {known!r}: the text encoder does not know all of it")

@@ -8,7 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from zoo.comparison.table import ALIGNED, COST, DRAWN, SCORES, best, columns, figures, meanings, shown, title, written
+from zoo.comparison.table import (
+    ALIGNED,
+    COST,
+    DRAWN,
+    SCORES,
+    columns,
+    figures,
+    is_best,
+    meanings,
+    shown,
+    title,
+    written,
+)
 from zoo.evaluate.run import LANGUAGES, SPLITS, Scores
 
 if TYPE_CHECKING:
@@ -47,10 +59,10 @@ def render(found: Comparison) -> str:
     heading = f"{len(found.rows)} models side by side" if len(found.rows) > 1 else "One model"
     sections = [
         f"<h1>{heading}</h1>",
-        "".join(f"<p>{escape(note)}</p>" for note in (*found.notes, found.machine)),
+        f"<p>{escape(' '.join((*found.notes, found.machine)))}</p>",
+        _pictures(found),
         _figures("Scores", found, SCORES | ALIGNED, found.drawn),
         _figures("Cost", found, COST, None),
-        _pictures(found),
         *(_alignment(row.name, row.alignment) for row in found.rows if row.alignment is not None),
         "<h2>What the columns mean</h2><dl>",
         *(f"<dt>{escape(name)}</dt><dd>{escape(note)}</dd>" for name, note in meanings(found)),
@@ -70,11 +82,11 @@ def _figures(
     names = columns(found, among)
     if not names:
         return ""
-    head = ["model", *(["sampler", "steps", "guidance", "size"] if among is COST else []), *map(title, names)]
+    head = ["model", *map(title, names), *(["sampler", "steps", "guidance", "size"] if among is COST else [])]
     rows = []
     for row in found.rows:
         settings = [(text, "") for text in shown(row)] if among is COST else []
-        rows.append(_row(row.name, [*settings, *(_cell(found, row, column) for column in names)]))
+        rows.append(_row(row.name, [*(_cell(found, row, column) for column in names), *settings]))
     if drawn:
         rows.append(_row(DRAWN, [(written(column, drawn.get(column)), "") for column in names], "drawn"))
     return f"<h2>{name}</h2>{_table(head, rows)}"
@@ -82,7 +94,7 @@ def _figures(
 
 def _cell(found: Comparison, row: Row, name: str) -> tuple[str, str]:
     value = figures(row).get(name)
-    return written(name, value, row), "best" if value is not None and value == best(found, name) else ""
+    return written(name, value, row), "best" if is_best(found, row, name) else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[str]) -> str:

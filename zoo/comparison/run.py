@@ -217,7 +217,7 @@ def _measured(spec: Spec, asked: Asked, place: torch.device, equal: Equal | None
 
 def _settings(pipe: Pipeline, spec: Spec, settings: Mapping[str, object]) -> Settings:
     """How one model is called; loads its adapters."""
-    adapters = {}
+    adapters: dict[str, float] = {}
     for source, strength in spec.adapters:
         name = f"{Path(source).stem}-{len(adapters) + 1}"
         pipe.load_lora(source, name=name)
@@ -288,7 +288,7 @@ def _alignment(pipe: Pipeline, asked: Asked, how: Settings) -> Scores:
         calibration=0,
         batch=asked.batch,
         progress=False,
-        **how,
+        **how,  # type: ignore[arg-type]
     )
 
 
@@ -309,9 +309,11 @@ def _told(specs: Sequence[Spec], progress: bool) -> Iterator[Spec]:
 
 
 def _notes(asked: Asked, equal: Equal | None, rows: Sequence[Row]) -> list[str]:
-    said = [f"{len(asked.prompts)} prompts, {_many(len(asked.seeds), 'image')} of each, seeds {_range(asked.seeds)}."]
+    each = f"{_many(len(asked.seeds), 'image')} of each (seed {_range(asked.seeds)})"
+    said = [f"{_many(len(asked.prompts), 'prompt')}, {each}."]
     if asked.fresh is not None:
-        said.append(f"{len(asked.fresh.prompts)} captions of fresh scenes ({asked.language}) for distance and recall.")
+        count = len(asked.fresh.prompts)
+        said.append(f"{count} captions of fresh scenes ({asked.language}) for the distance, precision and recall.")
     if asked.alignment:
         said.append(f"Alignment: {asked.alignment} scenes a task, split and language; held-out half dev.")
     if equal == "steps":
@@ -334,5 +336,5 @@ def _range(seeds: Sequence[int]) -> str:
 
 def _machine(place: torch.device) -> str:
     if place.type == "cuda":
-        return f"{torch.cuda.get_device_name(place)}, torch {torch.__version__}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        return f"{torch.cuda.get_device_name(place)}, torch {torch.__version__}."
+    return f"{platform.machine()} CPU, {_many(torch.get_num_threads(), 'thread')}, torch {torch.__version__}."

@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from zoo.config import ROLES, Role
 
@@ -90,7 +89,7 @@ def _parts(said: str, text: str | None) -> dict[Role, str]:
             )
         if role in found:
             raise ValueError(f"[{text}] in {said!r} says {role} twice")
-        found[cast(Role, role)] = choice
+        found[role] = choice
     return found
 
 
@@ -102,7 +101,9 @@ def _adapter(said: str, text: str) -> tuple[str, float]:
         source, strength = text, 1.0
     source = source if colon else text
     if not source:
-        raise ValueError(f"cannot read {said!r}: after + comes an adapter's file, folder or hub id, as ADAPTER:STRENGTH")
+        raise ValueError(
+            f"cannot read {said!r}: after + comes an adapter's file, folder or hub id, as ADAPTER:STRENGTH"
+        )
     return source, strength
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from zoo.config import ROLES, Role
+from zoo.config import ROLES
 from zoo.model_card import table as markdown_table
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ ALIGNED = {
     for split in ("seen", "held_out")
     for language in ("en", "zh")
 }
+PARAMETERS: dict[str, Column] = {
+    role: Column(f"{role.replace('_', ' ')}, M", "Parameters in millions.") for role in ROLES
+}
 COST = {
     "seconds": Column("seconds an image", "Median, drawn one at a time in a loaded pipeline.", "low"),
     "memory": Column(
@@ -74,8 +77,7 @@ COST = {
         "Calls of the sampled networks, where a guided step counts twice: generator, and decoder if it samples too.",
         "low",
     ),
-    **{role: Column(f"{role.replace('_', ' ')}, M", "Parameters in millions.") for role in ROLES},
-}
+} | PARAMETERS
 COLUMNS = SCORES | ALIGNED | COST
 
 
@@ -108,19 +110,18 @@ def columns(found: Comparison, among: Mapping[str, Column]) -> list[str]:
     return [name for name in among if any(figures(row).get(name) is not None for row in found.rows)]
 
 
-def best(found: Comparison, name: str) -> Value:
-    """The figure that the best model has, None where there is none or all are alike."""
-    values = [figures(row).get(name) for row in found.rows]
+def is_best(found: Comparison, row: Row, name: str) -> bool:
+    """Whether no model has a better figure, where the models differ at all. Below 0 there is only chance."""
+    values = [figures(other).get(name) for other in found.rows]
     numbers = [_number(value) for value in values if value is not None]
-    better = COLUMNS[name].better
-    if better is None or len(set(numbers)) < 2:
-        return None
-    wanted = (max if better == "high" else min)(numbers)
-    return next(value for value in values if value is not None and _number(value) == wanted)
+    better, own = COLUMNS[name].better, figures(row).get(name)
+    if better is None or own is None or len(set(numbers)) < 2:
+        return False
+    return _number(own) == (max if better == "high" else min)(numbers)
 
 
 def _number(value: Value) -> float:
-    return sum(float(part) for part in value.split(" + ")) if isinstance(value, str) else float(value or 0)
+    return sum(float(part) for part in value.split(" + ")) if isinstance(value, str) else max(0.0, float(value or 0))
 
 
 def shown(row: Row) -> list[str]:
@@ -167,7 +168,7 @@ def _group(name: str) -> str:
 def _cell(found: Comparison, row: Row, name: str) -> str:
     value = figures(row).get(name)
     text = written(name, value, row)
-    return f"**{text}**" if value is not None and value == best(found, name) else text
+    return f"**{text}**" if is_best(found, row, name) else text
 
 
 def _escaped(text: str) -> str:
@@ -182,7 +183,7 @@ def scores_csv(found: Comparison) -> str:
     rows: list[Sequence[object]] = []
     for row in found.rows:
         sizes: list[object] = [row.parameters[role] for role in ROLES]
-        sizes += [row.evaluations[cast(Role, role)] for role in ("generator", "decoder")]
+        sizes += [row.evaluations["generator"], row.evaluations["decoder"]]
         rows.append([row.name, *(row.settings.get(name) for name in SETTINGS), *sizes, *map(row.scores.get, names)])
     if found.drawn:
         blank = [""] * (len(head) - len(names) - 1)

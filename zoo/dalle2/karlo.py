@@ -64,9 +64,7 @@ class KarloUpsampler(Stage):
         height, width = (side * self.config.factor for side in small.shape[-2:])
         large = F.interpolate(small, (height, width), mode="bicubic", antialias=True)
         shown = Conditioning(concat=large)
-        return sample(
-            self.denoiser, shown, shown, noise, asked, large.shape, stage=self.config.name, observe=observe
-        )
+        return sample(self.denoiser, shown, shown, noise, asked, large.shape, stage=self.config.name, observe=observe)
 
 
 class KarloDecoder(UnclipDecoder):

@@ -169,9 +169,7 @@ def _upsampler(folder: Path, side: int, variant: str | None, dtype: torch.dtype)
 
 
 def _schedule(place: Path) -> schedulers.Published:
-    _, found = published.understood(
-        place, "scheduler_config.json", lambda told: schedulers.read(told, SCHEDULER)
-    )
+    _, found = published.understood(place, "scheduler_config.json", lambda told: schedulers.read(told, SCHEDULER))
     return found
 
 

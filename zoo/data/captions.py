@@ -110,6 +110,11 @@ def partial(description: Description, rng: Rng) -> Description:
     )
 
 
+def plural(shape: str) -> str:
+    """The English word for several of a shape."""
+    return PLURAL.get(shape, shape + "s")
+
+
 def swapped(description: Description, rng: Rng) -> Description:
     """The description with one said facet changed to another value (or two colours exchanged): a hard negative."""
     while True:
@@ -200,7 +205,7 @@ def _en_noun(item: Item, count: int, rng: Rng, bare: bool = False) -> str:
         words.append(item.shape)
         text = " ".join(words)
         return text if bare else f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
-    words.append(PLURAL.get(item.shape, item.shape + "s"))
+    words.append(plural(item.shape))
     return " ".join([str(count) if rng.random() < 0.15 else EN_COUNT[count], *words])
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.data.artwork import Artwork, Part, box, cut, disc, polygon, stroke, union
+from zoo.data.artwork import Artwork, Field, Part, box, cut, disc, polygon, stroke, union
 from zoo.data.captions import Language, caption
 from zoo.data.draw import Figure, render
 from zoo.data.folder import METADATA
@@ -93,7 +93,7 @@ def p7_pictures(count: int = P7_PICTURES, seed: int = 0) -> list[tuple[str, NDAr
 _COLOURS = MappingProxyType({"white": (255, 255, 255), "ink": (30, 26, 36), "blush": (255, 140, 150)})
 
 
-def _sides(field: Callable[[float], Callable]) -> Callable:
+def _sides(field: Callable[[float], Field]) -> Field:
     """A field on the left (-1) and on the right (1)."""
     return union(field(-1), field(1))
 

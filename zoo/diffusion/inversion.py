@@ -1,4 +1,4 @@
-"""From data back to the noise that deterministic sampling makes them of (DDIM inversion: arXiv 2010.02502, section 4).
+"""From data back to the noise that deterministic sampling makes them of (DDIM inversion: arXiv 2010.02502, 4.3).
 
 A step of DDIM from a to b is x_b = alpha_b x0(x_a) + sigma_b epsilon(x_a), with both estimates made at x_a. Going back,
 x_a is what is looked for, so x_b stands in for it at first; each refinement then makes the estimates anew at the x_a

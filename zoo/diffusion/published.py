@@ -264,7 +264,10 @@ KNOWN = frozenset().union(*(options for _, options in SCHEDULERS.values()))
 # Per class, options that must have one of these values; others would draw something else than is drawn here.
 BUILT_IN: dict[str, dict[str, tuple[object, ...]]] = {
     "PNDMScheduler": {"skip_prk_steps": (True,), "prediction_type": ("epsilon", "v_prediction")},
-    "UnCLIPScheduler": {"beta_schedule": ("squaredcos_cap_v2",), "timestep_spacing": ("linspace",), "steps_offset": (0,)},
+    "UnCLIPScheduler": {
+        **{"beta_schedule": ("squaredcos_cap_v2",), "timestep_spacing": ("linspace",)},
+        **{"steps_offset": (0,), "prediction_type": ("epsilon", "sample")},
+    },
     "EulerDiscreteScheduler": {
         **{"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
         **{"sigma_min": (None,), "sigma_max": (None,)},

@@ -10,18 +10,15 @@
 | others | share of right pictures for prompts without the subject | |
 | forgotten | how much less that is than the base model's | |
 
-`python -m zoo.evaluate.personalisation runs/p7-lora/final runs/p7-dreambooth/final --sheet p7.png` compares what
-training runs of the part "adapter" left.
+`python -m zoo.train.adapters runs/p7-lora/final runs/p7-dreambooth/final --sheet p7.png` compares what training runs of
+the part "adapter" left.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import torch
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Asked: TypeAlias = tuple[str, Description]
-STORY = "training.json"
 CLASS_SEED = 50_000
 BESIDE = (
     ("left of", "red", "tree"),
@@ -199,38 +195,6 @@ def strip(found: Mapping[str, Drawn]) -> Image.Image:
     return tensor_sheet([(name, drawn.shown[i]) for name, drawn in found.items() for i in SHOWN])
 
 
-def opened(folder: Path, name: str, model: str | None = None, device: str = "auto") -> Contestant:
-    """What a run of the part "adapter" left in its `final`: a model folder, or adapters of the model it names.
-
-    Raises:
-        ValueError: the folder holds nothing that can be opened.
-    """
-    import zoo
-
-    files = sorted(folder.glob("*.safetensors"))
-    if (folder / "config.json").is_file():
-        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-        return Contestant(name, zoo.load(folder, device=device), {}, size)
-    if not files or not (folder / STORY).is_file():
-        raise ValueError(f"{folder} holds no adapters with their {STORY}: give the folder `final` of a training run")
-    said = json.loads((folder / STORY).read_text("utf-8"))
-    pipe = zoo.load(model or said["recipe"]["model"], device=device)
-    chosen: dict[str, float] = {}
-    for file in files:
-        kind = file.stem.partition("-")[0]
-        if kind == "lora":
-            pipe.load_lora(file, name=file.stem)
-        elif kind == "prefix":
-            pipe.load_prefix(file, name=file.stem)
-        elif kind == "word":
-            pipe.load_word(file)
-            continue
-        else:
-            raise ValueError(f"{file} is no file that training leaves: expected lora, prefix or word")
-        chosen[file.stem] = 1.0
-    return Contestant(name, pipe, {"adapters": chosen} if chosen else {}, sum(f.stat().st_size for f in files))
-
-
 def _draw(contestant: Contestant, prompts: Sequence[str], seeds: Sequence[int], batch: int) -> Tensor:
     made = []
     for start in range(0, len(prompts), batch):
@@ -246,37 +210,3 @@ def _near(thing: Seen, one: Sighting) -> bool:
 
 def _ratio(value: float, base: float) -> float:
     return value / base if base else math.nan
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare adapters of the P7, beside the model that they adapt.")
-    parser.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help="for example runs/p7-lora/final")
-    parser.add_argument("--model", default=None, help="the model they adapt (default: what their runs say)")
-    parser.add_argument("--per-prompt", type=int, default=Sizes.per_prompt, help="pictures of each of 12 prompts")
-    parser.add_argument("--of-class", type=int, default=Sizes.of_class, help=f"pictures of {P7_CLASS!r}")
-    parser.add_argument("--per-task", type=int, default=Sizes.per_task, help="scenes for each task without the subject")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--sheet", type=Path, default=None, help="a PNG of the first pictures")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
-    import zoo
-
-    entered = []
-    for given in options.folders:
-        name, _, path = given.rpartition("=")
-        folder = Path(path)
-        name = name or (folder.parent.name if folder.name == "final" else folder.name)
-        entered.append((folder, opened(folder, name, options.model, options.device)))
-    base = options.model or json.loads((entered[0][0] / STORY).read_text("utf-8"))["recipe"]["model"]
-    contestants = [Contestant(str(base), zoo.load(base, device=options.device), {}), *(one for _, one in entered)]
-    found = compare(contestants, Sizes(options.per_prompt, options.of_class, options.per_task, options.seed))
-    measures = {name: drawn.measures for name, drawn in found.items()}
-    print(json.dumps(measures) if options.json else table(found, contestants))
-    if options.sheet is not None:
-        options.sheet.parent.mkdir(parents=True, exist_ok=True)
-        strip(found).save(options.sheet)
-
-
-if __name__ == "__main__":
-    main()

@@ -35,7 +35,7 @@ PIPELINES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionInpaintPipelineLegacy",
 )
-COMPONENTS: dict[str, tuple[str, ...]] = {  # and the classes of each that load; those of text encoders and tokenizers are in tables of their own
+COMPONENTS: dict[str, tuple[str, ...]] = {  # and the classes that load, where no table of its own has them
     **{"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",)},
     **dict.fromkeys(("text_encoder", "tokenizer", "scheduler"), ()),
 }

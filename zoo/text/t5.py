@@ -42,8 +42,9 @@ FIELDS = (  # of config.json, nothing else in it is listened to
 class T5TextEncoder(nn.Module):
     """Prompts to tokens [batch, length, width] and their mask; there is no pooled vector.
 
-    `length` counts the end marker. `lower` puts prompts in small letters; with `masked` False there is no mask. Positions are relative, so any length will do, and what a prompt's own tokens are
-    does not depend on it. Markers and sentinels (`<extra_id_0>`) that stand in a prompt are cut up like any other word.
+    `length` counts the end marker. `lower` puts prompts in small letters; with `masked` False there is no mask.
+    Positions are relative, so any length will do, and what a prompt's own tokens are does not depend on it. Markers and
+    sentinels (`<extra_id_0>`) that stand in a prompt are cut up like any other word.
 
     Raises:
         ValueError: the tokenizer is not the one that the encoder was made for.

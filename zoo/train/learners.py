@@ -54,9 +54,7 @@ def _latent(pipe: Pipeline) -> list[Learner]:
         return []
     if generator.inpaints or not generator.heeds_negative:
         what = "for inpainting" if generator.inpaints else "by distillation, with guidance as an input"
-        raise ValueError(
-            f"{pipe.name} was trained {what}: adapt the model it came from, and load the adapter here"
-        )
+        raise ValueError(f"{pipe.name} was trained {what}: adapt the model it came from, and load the adapter here")
 
     def null(text: TextFeatures) -> Conditioning:
         return Conditioning(text.tokens, text.mask, text.pooled if generator.config.unet.vector_width else None)

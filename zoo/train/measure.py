@@ -29,6 +29,7 @@ from zoo.text.clip import ClipTextEncoder
 from zoo.train.checkpoint import replacing
 
 SAMPLES = "samples.png"
+RESULTS = Path("results")  # of a checkout: a CSV for each shipped model
 
 
 class Measuring(BaseModel):
@@ -88,6 +89,8 @@ def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> 
     config = config.model_copy(update={"results": config.results | found})
     weights.write_config(folder, config)
     write_scores(Path("README.md"), config)
+    if RESULTS.is_dir():
+        (RESULTS / f"{config.name}.csv").write_text(model_card.results_csv(config), "utf-8")
 
 
 def enlarging(pipe: Pipeline, decoder: CascadeDecoder, n: int) -> dict[str, JsonValue]:

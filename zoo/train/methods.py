@@ -24,7 +24,7 @@ from zoo.adapt import lora, prefix, words
 from zoo.adapt.adapters import Adapters
 from zoo.adapt.formats import write
 from zoo.config import ROLES, Role
-from zoo.interface import Adaptable
+from zoo.interface import Adaptable, Decoder, Generator, TextEncoder
 from zoo.pipeline import Pipeline
 from zoo.train.recipe import RecipeError, Table, nearest
 from zoo.weights import save_model
@@ -80,10 +80,9 @@ def networks(pipe: Pipeline, target: str) -> dict[str, tuple[Role, Adaptable]]:
     """
     parts: Mapping[Role, object] = {role: getattr(pipe, role) for role in ROLES}
     found = {role: Adapters({role: part}).networks() for role, part in parts.items()}
-    if target in found and found[cast(Role, target)]:
-        role = cast(Role, target)
-        return {name: (role, network) for name, network in found[role].items()}
     for role, of_role in found.items():
+        if target == role and of_role:
+            return {name: (role, network) for name, network in of_role.items()}
         if target in of_role:
             return {target: (role, of_role[target])}
     known = list(dict.fromkeys([*(r for r in ROLES if found[r]), *(n for of_role in found.values() for n in of_role)]))
@@ -199,9 +198,9 @@ class Trained:
         defaults = {name: value for name, value in asdict(self.pipe.defaults).items() if name != "augmentation"}
         save_model(
             folder,
-            parts["text_encoder"],
-            parts["generator"],
-            parts["decoder"],
+            cast(TextEncoder, parts["text_encoder"]),
+            cast(Generator, parts["generator"]),
+            cast(Decoder, parts["decoder"]),
             resolution=self.pipe.size or (0, 0),
             name=self.recipe.folder.name,
             defaults=defaults,

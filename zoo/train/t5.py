@@ -2,8 +2,10 @@
 
 The facets of a scene are independent, so what is cut out of one caption could only be guessed. Most examples are
 therefore a caption and its paraphrase in the other language: what is cut out of one can be read in the other, by a
-model that knows which colour belongs to which object and which of two lies on the left. Where one of the two stays
-whole and most of the other is gone, nothing else helps. The decoder is dropped after training.
+model that knows which colour belongs to which object and which of two lies on the left. Random spans mostly hit words
+that anyone could guess, so in part of the examples it is the telling words that go, out of one of the two texts
+("salient spans", arXiv 2002.08909): the two sides word things differently, and only who has understood the other can
+say them. The decoder is dropped after training.
 """
 
 from __future__ import annotations
@@ -20,14 +22,20 @@ from torch.nn import functional as F
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel, T5ForConditionalGeneration
 
-from zoo.data.captions import Language, caption, partial
-from zoo.data.scenes import random_scene
+from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, ZH_SIDES, Language, caption, partial, plural
+from zoo.data.scenes import COLOURS, SHAPES, random_scene
 from zoo.text import t5
 from zoo.text.tokenizer import FILE, Tokenizer
 from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Image, Metrics, Task
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
+# What a caption says of its objects, and of where they lie: the words that only its meaning tells.
+NAMES = (*COLOURS, *SHAPES, *map(plural, SHAPES), *ZH_COLOUR.values(), *(word for word, _ in ZH_OBJECT.values()))
+SIDES = (
+    *(word for words in ZH_SIDES.values() for word in words),
+    *["left", "right", "above", "below", "over", "under", "top", "bottom"],
+)
 FRESH = 256  # examples of each kind that `inspect` restores
 
 
@@ -53,7 +61,7 @@ class T5Recipe(Recipe):
     highest: float = Field(0.5, gt=0, lt=1)
     span: float = Field(3.0, ge=1)  # mean length of what is cut out at one place
     single: float = Field(0.2, ge=0, le=1)  # share of examples that are one caption without its paraphrase
-    lopsided: float = Field(0.6, ge=0, le=1)  # share of pairs with one text whole, the other short of up to all of it
+    salient: float = Field(0.6, ge=0, le=1)  # share of pairs of which one text loses what it says of its objects
     full: float = Field(0.7, ge=0, le=1)  # share of captions that say everything
     relations: float = Field(0.5, ge=0, le=1)  # share of scenes with a relation, beyond those drawn by chance
 
@@ -71,6 +79,10 @@ class T5Task(Task[T5Recipe]):
             self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), t5.LENGTH, begin=False)
         except OSError as error:
             raise RecipeError(f"tokenizer = {recipe.tokenizer} cannot be read: train recipes/tokenizer.toml") from error
+        pieces = self.tokenizer.pieces
+        spoken = [(word, 0.8) for word in NAMES] + [(word, 0.3) for word in SIDES]
+        start = {pieces.piece_to_id("▁")}  # the mark of a word's beginning, which stands before any Chinese text
+        self.telling = {piece: chance for word, chance in spoken for piece in set(pieces.encode(word)) - start}
         rng = np.random.default_rng([recipe.seed, 2**40])
         self.fresh = {"pair": self._batch(FRESH, rng, single=0.0), "single": self._batch(FRESH, rng, single=1.0)}
 
@@ -112,20 +124,24 @@ class T5Task(Task[T5Recipe]):
         order = LANGUAGES if rng.random() < 0.5 else LANGUAGES[::-1]
         spoken = order[:1] if rng.random() < single else order
         texts = [self.tokenizer.pieces.encode(caption(said, language, rng)) for language in spoken]
-        if len(texts) > 1 and rng.random() < recipe.lopsided:
-            lost = self._lopsided([len(text) for text in texts], rng)
-            return corrupted(texts, lost, len(self.tokenizer) + recipe.model.sentinels - 1, self.tokenizer.end)
+        first = len(self.tokenizer) + recipe.model.sentinels - 1
+        if len(texts) > 1 and rng.random() < recipe.salient:
+            lost = self._telling(texts, rng)
+            if any(lost):
+                return corrupted(texts, lost, first, self.tokenizer.end)
         more = rng.random() < recipe.higher
         rate = float(rng.uniform(recipe.corruption, recipe.highest)) if more else recipe.corruption
         # A span that reaches from one caption into the next takes two sentinels.
         lost = holes(sum(map(len, texts)), rate, recipe.span, recipe.model.sentinels - 1, rng)
-        return corrupted(texts, lost, len(self.tokenizer) + recipe.model.sentinels - 1, self.tokenizer.end)
+        return corrupted(texts, lost, first, self.tokenizer.end)
 
-    def _lopsided(self, lengths: Sequence[int], rng: np.random.Generator) -> list[bool]:
-        """Holes in one of two texts, in half of it or more."""
-        hit, rate = int(rng.integers(2)), float(rng.uniform(0.5, 1))
-        cut = [holes(n, rate, 2 * self.recipe.span, self.recipe.model.sentinels - 1, rng) for n in lengths]
-        return [gone and which == hit for which, text in enumerate(cut) for gone in text]
+    def _telling(self, texts: Sequence[Sequence[int]], rng: np.random.Generator) -> list[bool]:
+        """Holes where one of the texts names its objects, their colours or, more rarely, their sides."""
+        hit = int(rng.integers(len(texts)))
+        chances = [
+            self.telling.get(piece, 0.0) if which == hit else 0.0 for which, text in enumerate(texts) for piece in text
+        ]
+        return [bool(rng.random() < chance) for chance in chances]
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         guessed, target = self._guess(model, batch), batch["target"]

@@ -62,6 +62,8 @@ class UnclipRecipe(Denoising, TextRecipe):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.model.context_width is None:
+            raise ValueError("model.context_width, the width of the tokens that the U-Net attends to, is missing")
         if self.data.size % SIDE:
             raise ValueError(f"data.size = {self.data.size}, but the checker judges pictures of multiples of {SIDE}")
         if self.data.size % (self.factor * self.model.downsampling):
