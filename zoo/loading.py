@@ -99,9 +99,9 @@ def load(
     declares, by another model's part ("other-model/generator"), or by a part object.
 
     Published checkpoints are folders in the diffusers layout and original single files (.safetensors, .ckpt; nothing in
-    a pickle is run). variant: such as "fp16", the files to take where there are any. revision: of a hub id, a branch,
-    tag or commit. prediction: "epsilon" or "v", for single files that do not tell. clip_skip: layers of a CLIP text
-    tower to leave out at its end.
+    a pickle is run). Stage II of DeepFloyd IF is a decoder for stage I, decoder="if-ii-l/decoder". variant: such as
+    "fp16", the files to take where there are any. revision: of a hub id, a branch, tag or commit. prediction: "epsilon"
+    or "v", for single files that do not tell. clip_skip: layers of a CLIP text tower to leave out at its end.
 
     safety_checker: None, "published" for the checkpoint's own, or a callable (see `zoo.safety`).
 
@@ -119,7 +119,8 @@ def load(
         parts[role] = _part(source, role, choice, how) if choice is None or isinstance(choice, str) else choice
         if choice is None or isinstance(choice, str):
             labels[role] = choice if choice and "/" in choice else f"{source.name}/{choice or role}"
-    made, size = parts["generator"], source.size
+    made: object = parts["generator"]
+    size: tuple[int, int] | None = source.size
     if decoder is not None:
         made, size = _enlarged(made, parts["decoder"], size)
     pipeline = Pipeline(
@@ -214,7 +215,9 @@ def _part(source: Source, role: Role, choice: str | None, how: Reading) -> objec
     return other.part(role, None if name == role else name)
 
 
-def _enlarged(generator: object, decoder: object, size: tuple[int, int]) -> tuple[object, tuple[int, int] | None]:
+def _enlarged(
+    generator: object, decoder: object, size: tuple[int, int] | None
+) -> tuple[object, tuple[int, int] | None]:
     """A generator with a decoder that is not its own: how much that one enlarges, and the size of picture if known."""
     factor = getattr(decoder, "factor", None)
     if not isinstance(generator, Enlargeable) or not isinstance(factor, int):

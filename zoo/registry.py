@@ -111,7 +111,7 @@ PUBLISHED = {
     ),
     "if-ii-l": Published(
         "DeepFloyd/IF-II-L-v1.0",
-        "DeepFloyd IF, stage II, as decoder=\"if-ii-l/decoder\": 1.2B parameters, from 64x64 to 256x256.",
+        'DeepFloyd IF, stage II, as decoder="if-ii-l/decoder": 1.2B parameters, from 64x64 to 256x256.',
         5.0,
         "deepfloyd-if-license",
         without=("text_encoder", "tokenizer"),

@@ -113,23 +113,38 @@ def test_equal_time(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("1.2 s of tiny@ddim; at most 0% apart" in note for note in found.notes)
 
 
-def test_scores_are_the_same_to_the_digit_and_each_models_own(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The windows of these models are too short for true captions.
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions for the windows of these models, which are too short for true ones."""
     monkeypatch.setattr(fresh, "caption", lambda *given, **named: "a large red circle")
     monkeypatch.setattr(tasks, "phrase", lambda *given, **named: "a large red circle")
-    first, again = (zoo.compare(["tiny", "other"], PROMPTS, scored=8, alignment=1, **QUICK) for _ in range(2))
+
+
+@pytest.mark.usefixtures("short")
+def test_scores_are_the_same_to_the_digit_and_each_models_own(shelf: Path) -> None:
+    first, again = (zoo.compare(["tiny", "other"], PROMPTS, scored=8, **QUICK) for _ in range(2))
     assert table.scores_csv(first) == table.scores_csv(again)
-    assert table.alignment_csv(first) == table.alignment_csv(again)
     tiny, other, drawn = rows(table.scores_csv(first))
-    assert tiny["clip_score"] != other["clip_score"]
+    for score in ("clip_score", "clip_score_scenes", "kd_clip"):
+        assert tiny[score] != other[score]
     assert drawn["model"] == table.DRAWN
-    assert tiny["clip_score_scenes"] != other["clip_score_scenes"]
     assert abs(float(drawn["kd_clip"])) < float(tiny["kd_clip"])
     assert tiny["fd_clip"] == "", "too few for it"
-    assert tiny["aligned_seen_en"] != ""
-    aligned = rows(table.alignment_csv(first))
-    assert {row["task"] for row in aligned} >= {"overall", "counting", "style"}
-    assert all(0 <= float(r["low"]) <= float(r["share"]) <= float(r["high"]) <= 1 for r in aligned)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short")
+def test_alignment_by_task(shelf: Path, tmp_path: Path) -> None:
+    found = zoo.compare(["wide", "tiny"], "a star", alignment=1, **QUICK, height=64, width=64, out=tmp_path)
+    again = zoo.compare(["wide"], "a star", alignment=1, **QUICK)
+    mine = [row for row in rows(table.alignment_csv(found)) if row["model"] == "wide"]
+    assert mine == rows(table.alignment_csv(again))
+    assert {row["task"] for row in mine} >= {"overall", "counting", "style"}
+    assert all(0 <= float(r["low"]) <= float(r["share"]) <= float(r["high"]) <= 1 for r in mine)
+    overall = {(r["split"], r["language"]): r["share"] for r in mine if r["task"] == "overall"}
+    assert float(rows(table.scores_csv(found))[0]["aligned_seen_en"]) == float(overall["seen", "en"])
+    assert (tmp_path / "alignment.csv").read_text("utf-8") == table.alignment_csv(found)
+    assert "Alignment of tiny" in Page((tmp_path / "report.html").read_text("utf-8")).texts
 
 
 def test_speed_and_memory_have_a_file_of_their_own(found: Comparison) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,18 @@ def test_pictures_by_other_schedulers(kind: str, write: Callable[..., Stage], mo
     same_noise(monkeypatch, reference, ("base", -1))
     expected = drawn(reference, num_inference_steps=STEPS, guidance_scale=7.0)
     same_pictures(pipe(PROMPTS, n=1, seed=list(SEEDS), steps=STEPS, progress=False).tensor, expected)
+
+
+def test_parts_one_after_the_other(one: Stage, pipe: Pipeline) -> None:
+    """As docs/checkpoints.md has it for memories that hold no two of them at once."""
+    made = zoo.load(one.folder, device="cpu")
+    with torch.no_grad():
+        text, null = made.text_encoder.encode(["a corgi"]), made.text_encoder.null(1)
+        generator, decoder, how = made.generator, made.decoder, replace(made.defaults, steps=3)
+        del made
+        pixels = generator.generate(text, null, ImageNoise([0]), how)
+        images = decoder.decode(pixels, text, null, ImageNoise([0]))
+    assert torch.equal(images, pipe("A corgi", n=1, seed=0, steps=3, progress=False).tensor)
 
 
 def test_stage_two_alone_is_a_decoder(two: Stage, one: Stage) -> None:

@@ -20,9 +20,10 @@ from tests.conftest import captions, write_model
 from tests.imagen.conftest import base, stage, t5
 from zoo.adapt.words import Word
 from zoo.config import ROLES
+from zoo.data.folder import ImageFolder
 from zoo.imagen.parts import CascadeDecoder
 from zoo.pipeline import Pipeline
-from zoo.train import RecipeError, run
+from zoo.train import RecipeError, adapters, run
 from zoo.train.learners import learners
 from zoo.train.methods import METHODS
 from zoo.train.optimise import optimiser
@@ -44,7 +45,6 @@ log_every = 1
 shown = 1
 lora = {rank = 2}
 prefix = {length = 3, hidden = 8}
-word = {name = "Zip", piece = "<new0>", like = "star"}
 optimiser = {lr = 0.05, warmup = 0}
 """
 FILES = {
@@ -54,6 +54,7 @@ FILES = {
     "textual-inversion": {"word.safetensors"},
 }
 SAID = "a Zip star"
+WORD = ["method=textual-inversion", 'word={name="Zip", like="star"}']
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,10 @@ def _here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
 
 
+def by(method: str) -> list[str]:
+    return WORD if method == "textual-inversion" else [f"method={method}"]
+
+
 def recipe(home: Path, *overrides: str) -> AdapterRecipe:
     return validate(AdapterRecipe, read_toml(home / "recipe.toml", overrides))
 
@@ -139,7 +144,7 @@ def descend(learner: AdapterTask, steps: int) -> list[float]:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fixed_batch_is_learned_and_nothing_else_changes(home: Path, method: str) -> None:
     rate = "optimiser.lr=0.002" if method == "full" else "optimiser.lr=0.05"
-    learner = task(home, f"method={method}", rate)
+    learner = task(home, *by(method), rate)
     before = weights(learner.pipe)
     losses = descend(learner, 12)
     assert min(losses[-2:]) < 0.98 * losses[0], losses
@@ -154,7 +159,7 @@ def test_a_fixed_batch_is_learned_and_nothing_else_changes(home: Path, method: s
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_run_leaves_changes_the_pictures_that_ask_for_it(home: Path, method: str) -> None:
-    summary = run(home / "recipe.toml", [f"method={method}", f"out={home / method}"], device="cpu")
+    summary = run(home / "recipe.toml", [*by(method), f"out={home / method}"], device="cpu")
     fresh = zoo.load("tiny", device="cpu")
     prompts = [SAID, "a red circle"]
     plain = fresh(prompts, n=1, steps=2, progress=False).tensor
@@ -182,7 +187,7 @@ def test_what_a_run_leaves_changes_the_pictures_that_ask_for_it(home: Path, meth
 
 
 def test_a_word_is_trained_as_its_one_row(home: Path) -> None:
-    learner = task(home, "method=textual-inversion")
+    learner = task(home, *WORD)
     encoder = learner.pipe.text_encoder
     table = encoder.model.get_input_embeddings().weight
     row = learner.trained.model["textual_inversion"].row
@@ -202,6 +207,22 @@ def test_a_word_is_trained_as_its_one_row(home: Path) -> None:
     assert not torch.equal(fresh.text_encoder.encode([SAID]).tokens, spoken)
     assert torch.equal(fresh.text_encoder.encode(["a star"]).tokens, mute)
     assert fresh.text_encoder.tokenizer.strangers(SAID) == [], "it is known now"
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_identifier_is_learned_beside_a_method(home: Path, method: str) -> None:
+    more = [f"method={method}", 'word={name="Zip", lr=0.01}', "optimiser.lr=0.02"]
+    learner = task(home, *more)
+    row = learner.trained.model["textual_inversion"].row
+    start, table = row.detach().clone(), learner.pipe.text_encoder.model.get_input_embeddings().weight
+    assert float(start.norm()) == pytest.approx(float(table.norm(dim=1).quantile(0.9)), rel=1e-4)
+    assert learner.pace("textual_inversion.row") == pytest.approx(0.5)
+    losses = descend(learner, 3)
+    assert losses[-1] < losses[0]
+    assert not torch.equal(row, start)
+    folder = run(home / "recipe.toml", [*more, f"out={home / ('named-' + method)}"], device="cpu").folder
+    assert (folder / "word.safetensors").is_file()
+    assert adapters.opened(folder, "mine", device="cpu").pipe.text_encoder.tokenizer.words == {"Zip": "<new0>"}
 
 
 def test_words_that_cannot_be_taught(home: Path, tmp_path: Path) -> None:
@@ -257,7 +278,12 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     more = [f"method={method}", "steps=6", "prior.prompt=a star", "prior.pictures=5", "prior.steps=2"]
-    more += ['full.parts=["generator","text_encoder"]', "optimiser.lr=0.01", "dropout=0.3"]
+    more += [
+        'word={name="Zip", lr=0.02}',
+        'full.parts=["generator","text_encoder"]',
+        "optimiser.lr=0.01",
+        "dropout=0.3",
+    ]
     run(home / "recipe.toml", [*more, f"out={tmp_path / 'whole' / 'mine'}"], device="cpu")
     batch = AdapterTask.batch
 
@@ -370,6 +396,18 @@ def test_averaged_weights_are_shown_and_given_back(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["p7-lora", "p7-dreambooth", "p7-both", "p7-prefix", "creatures-lora", "textual-inversion"]
+)
+def test_the_recipes_are_whole_and_name_pictures_that_are_there(name: str) -> None:
+    root = Path(__file__).parents[2]
+    said = validate(AdapterRecipe, read_toml(root / "recipes" / f"{name}.toml"))
+    assert said.folder == Path("runs") / name
+    assert len(ImageFolder(root / said.pictures)) >= 5
+    assert said.prior.on == (name in ("p7-lora", "p7-dreambooth", "p7-both", "p7-prefix"))
+    assert not validate(AdapterRecipe, read_toml(root / "recipes" / f"{name}.toml", ["prior.weight=0"])).prior.on
+
+
+@pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["model=tinny"], "did you mean"),
@@ -381,11 +419,12 @@ def test_averaged_weights_are_shown_and_given_back(home: Path) -> None:
         (['lora.targets={unet=["*.nothing"]}'], "matches none of the"),
         (["lora.targets={}"], "lora.targets is empty"),
         (["method=full", 'full.parts=["decoder"]'], "VaeDecoder, the decoder of tiny, has no denoiser"),
-        (["method=textual-inversion", "word.piece=<new7>"], "keeps free for new words"),
-        (["method=textual-inversion", "word.like=xylophone"], "does not know all of it"),
+        ([*WORD, "word.piece=<new7>"], "keeps free for new words"),
+        (["method=textual-inversion"], "needs to know the new word"),
+        ([*WORD, "word.like=xylophone"], "does not know all of it"),
         (["method=prefix", 'prefix.targets={text_encoder=["*"]}'], "none of the 0 attentions"),
         (["prompt=" + "red " * 20], "shorten"),
-        (["optimiser.kind=muon", "lora.lr=0.1"], "Muon has one learning rate"),
+        (["optimiser.kind=muon", "lora.lr=0.1"], "Muon has one rate"),
         (["compile=true"], "does not go with adapters"),
     ],
 )

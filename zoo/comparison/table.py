@@ -69,7 +69,8 @@ COST = {
     "seconds": Column("seconds an image", "Median, drawn one at a time in a loaded pipeline.", "low"),
     "memory": Column(
         "peak memory, MiB",
-        "The most that loading and drawing one image at a time took beyond what the process held before.",
+        "The most that loading and drawing one image at a time took beyond what the process held before; on a CPU the "
+        "first model also pays for what libraries set up once.",
         "low",
     ),
     "evaluations": Column(

@@ -238,8 +238,8 @@ def table(trust: Trust) -> str:
     names = list(trust["accepted"])
     rows = [("accepted P7s", list(trust["accepted"].values()))]
     rows += [(f"refused {kind}", [trust["refused"][name][kind] for name in names]) for kind in _REFUSED]
-    head = f"{'P7 checker, ' + str(trust['pictures']) + ' pictures':32}" + "".join(f"{name:>20}" for name in names)
-    return "\n".join([head, *(f"{title:32}" + "".join(f"{100 * v:>19.2f}%" for v in values) for title, values in rows)])
+    head = f"{'P7 checker, ' + str(trust['pictures']) + ' pictures':38}" + "".join(f"{name:>20}" for name in names)
+    return "\n".join([head, *(f"{title:38}" + "".join(f"{100 * v:>19.2f}%" for v in values) for title, values in rows)])
 
 
 def _drawn(shape: str, figure: Figure | None, rng: Rng, styles: tuple[str, ...] = STYLES) -> Pixels:

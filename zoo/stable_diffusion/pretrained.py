@@ -228,6 +228,7 @@ def _assembly(
         spacing=schedulers.SPACING,
         guidance=GUIDANCE,
         threshold=schedule.threshold,
+        cap=schedule.cap,
     )
     return Assembly(name, encoder, generator, decoder, defaults, generator.config.resolution)
 

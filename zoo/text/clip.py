@@ -139,7 +139,7 @@ class ClipTextEncoder(nn.Module):
         said = {"architectures": [kind], "model_type": "clip_text_model"}
         said |= {field: getattr(self.model.config, field) for field in FIELDS}
         (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
-        arguments: dict[str, object] = {"layer": self.layer} | ({"masked": True} if self.masked else {})
+        arguments: dict[str, object] = {"layer": self.layer, **({"masked": True} if self.masked else {})}
         if isinstance(self.tokenizer, PublishedTokenizer):
             files = [FILE.parent / name for name in self.tokenizer.save(folder / FILE.parent)]
             return arguments, [CONFIG, WEIGHTS, *files]

@@ -14,6 +14,7 @@ from zoo.data.subjects import P7_CLASS
 from zoo.evaluate.judged import Pipe
 from zoo.evaluate.personalisation import Contestant, Sizes, compare, strip, table
 from zoo.loading import load
+from zoo.train.methods import WORD
 
 STORY = "training.json"
 
@@ -27,7 +28,10 @@ def opened(folder: Path, name: str, model: str | None = None, device: str = "aut
     files = sorted(folder.glob("*.safetensors"))
     if (folder / "config.json").is_file():
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-        return Contestant(name, cast(Pipe, load(folder, device=device)), {}, size)
+        whole = load(folder, device=device)
+        if (folder / WORD).is_file():
+            whole.load_word(folder / WORD)
+        return Contestant(name, cast(Pipe, whole), {}, size)
     if not files or not (folder / STORY).is_file():
         raise ValueError(f"{folder} holds no adapters with their {STORY}: give the folder `final` of a training run")
     said = json.loads((folder / STORY).read_text("utf-8"))

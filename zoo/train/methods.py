@@ -5,6 +5,9 @@ prefix              prefixes (arXiv 2101.00190) beside cross-attention          
 lora+prefix         both, each at its own rate                                   both
 textual-inversion   a word's embedding (arXiv 2208.01618)                        word.safetensors
 full                all weights of the chosen parts (arXiv 2208.12242)           a model folder
+
+A recipe with a `[word]` also learns that word's embedding beside its method: an identifier such as "P7" that the text
+encoder has never met says next to nothing to the generator by itself.
 """
 
 from __future__ import annotations
@@ -61,9 +64,10 @@ class PrefixTable(Table):
 class WordTable(Table):
     """The new word, as prompts write it, and the one of the tokenizer's reserved pieces that stands for it."""
 
-    name: str = Field("P7", min_length=1)
+    name: str = Field(min_length=1)
     piece: str = "<new0>"
-    like: str = "car"  # known words that its embedding begins as
+    like: str | None = None  # known words that its embedding begins as; None: random, and as long as theirs
+    lr: float | None = Field(None, gt=0)  # None: optimiser.lr
 
 
 class FullTable(Table):
@@ -98,7 +102,9 @@ class Trained:
         self.roles: set[Role] = set()
         self.strengths: dict[str, float] = {}
         kinds = {"lora": self._lora, "prefix": self._prefix, "textual-inversion": self._word, "full": self._full}
-        asked = recipe.method.split("+")
+        asked = [*recipe.method.split("+")]
+        if recipe.word is not None and recipe.method != "textual-inversion":
+            asked.append("textual-inversion")
         try:
             self.model = nn.ModuleDict({name.replace("-", "_"): kinds[name]() for name in asked})
         except ValueError as error:
@@ -107,7 +113,8 @@ class Trained:
     def pace(self, name: str) -> float:
         """What the learning rate is multiplied by for the parameter of this name in `model`."""
         kind = name.partition(".")[0]
-        own = {"lora": self.recipe.lora.lr, "prefix": self.recipe.prefix.lr}.get(kind)
+        word = None if self.recipe.word is None else self.recipe.word.lr
+        own = {"lora": self.recipe.lora.lr, "prefix": self.recipe.prefix.lr, "textual_inversion": word}.get(kind)
         return 1.0 if own is None else own / self.recipe.optimiser.lr
 
     def _lora(self) -> nn.Module:
@@ -154,8 +161,10 @@ class Trained:
 
     def _word(self) -> nn.Module:
         table = self.recipe.word
+        if table is None:
+            raise RecipeError('textual-inversion needs to know the new word: [word] name = "P7"')
         encoder = cast(words.Reader, self.pipe.text_encoder)
-        word = words.Word.like(encoder, table.name, table.piece, table.like)
+        word = words.Word.fresh(encoder, table.name, table.piece, table.like, seed=self.recipe.seed)
         words.inject(encoder, word)
         self.roles.add("text_encoder")
         return word

@@ -61,7 +61,7 @@ class AdapterRecipe(Recipe):
     flip: bool = False  # also learn mirrored pictures
     lora: LoRATable = LoRATable()
     prefix: PrefixTable = PrefixTable()
-    word: WordTable = WordTable()
+    word: WordTable | None = None
     full: FullTable = FullTable()
     prior: PriorTable = PriorTable()
     dropout: float = Field(0.0, ge=0, le=1)  # share of captions replaced by the empty one
@@ -73,8 +73,9 @@ class AdapterRecipe(Recipe):
 
     @model_validator(mode="after")
     def _rates(self) -> Self:
-        if self.optimiser.kind == "muon" and self.lora.lr != self.prefix.lr:
-            raise ValueError("lora.lr and prefix.lr need optimiser.kind = 'adamw': Muon has one learning rate for all")
+        own = [table.lr for table in (self.lora, self.prefix, self.word) if table is not None]
+        if self.optimiser.kind == "muon" and any(rate is not None for rate in own):
+            raise ValueError("lr of lora, prefix or word needs optimiser.kind = 'adamw': Muon has one rate for all")
         if self.compile:
             raise ValueError("compile = true does not go with adapters, which act beside the network's own modules")
         return self

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.t5.configuration_t5 import T5Config
-from transformers.models.t5.modeling_t5 import T5EncoderModel, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention, T5EncoderModel, T5ForConditionalGeneration
 
 from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, ZH_SIDES, Language, caption, partial, plural
 from zoo.data.scenes import COLOURS, SHAPES, random_scene
@@ -36,6 +36,8 @@ SIDES = (
     *(word for words in ZH_SIDES.values() for word in words),
     *["left", "right", "above", "below", "over", "under", "top", "bottom"],
 )
+SIDES_SEEN = (-1, 1, 0, None)  # of a head at first: before, after, both, and no matter where
+FAR = 8.0  # the least that a head sees is exp(-8) of the most
 FRESH = 256  # examples of each kind that `inspect` restores
 
 
@@ -61,6 +63,7 @@ class T5Recipe(Recipe):
     highest: float = Field(0.5, gt=0, lt=1)
     span: float = Field(3.0, ge=1)  # mean length of what is cut out at one place
     single: float = Field(0.2, ge=0, le=1)  # share of examples that are one caption without its paraphrase
+    alike: float = Field(0.4, ge=0, le=1)  # share of pairs that say it twice in one language, which is easier to learn
     salient: float = Field(0.6, ge=0, le=1)  # share of pairs of which one text loses what it says of its objects
     full: float = Field(0.7, ge=0, le=1)  # share of captions that say everything
     relations: float = Field(0.5, ge=0, le=1)  # share of scenes with a relation, beyond those drawn by chance
@@ -107,6 +110,8 @@ class T5Task(Task[T5Recipe]):
         for module in model.modules():
             if hasattr(module, "act"):  # the same function as transformers' "gelu_new", in one pass over memory
                 module.act = nn.GELU(approximate="tanh")
+            if getattr(module, "has_relative_attention_bias", False):
+                _see_near(cast(T5Attention, module))
         return model
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
@@ -122,6 +127,7 @@ class T5Task(Task[T5Recipe]):
         said = random_scene(rng, kind="relation" if rng.random() < recipe.relations else None).describe()
         said = said if rng.random() < recipe.full else partial(said, rng)
         order = LANGUAGES if rng.random() < 0.5 else LANGUAGES[::-1]
+        order = (order[0], order[0]) if rng.random() < recipe.alike else order
         spoken = order[:1] if rng.random() < single else order
         texts = [self.tokenizer.pieces.encode(caption(said, language, rng)) for language in spoken]
         first = len(self.tokenizer) + recipe.model.sentinels - 1
@@ -177,6 +183,30 @@ class T5Task(Task[T5Recipe]):
         # Not as spiece.model, which transformers would take for a vocabulary of T5's own kind and cut otherwise.
         (folder / FILE).parent.mkdir()
         (folder / FILE).write_bytes(self.tokenizer.model)
+
+
+@torch.no_grad()
+def _see_near(attention: T5Attention) -> None:
+    """Begin with heads that see what stands before, what stands after, both, or all alike, sharper and softer ones.
+
+    T5 begins with no sense of place, and biases that are learned from nothing reach the size at which a head sees its
+    neighbour, without which no colour belongs to an object, only after some thousand steps.
+    """
+    reach = attention.relative_attention_max_distance
+    steps = torch.arange(-reach, reach + 1)  # from a token to those it looks at
+    buckets = attention._relative_position_bucket(
+        steps,
+        bidirectional=not attention.is_decoder,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=reach,
+    )
+    bias = attention.relative_attention_bias.weight  # [buckets, heads]
+    for head in range(bias.shape[1]):
+        side, slope = SIDES_SEEN[head % len(SIDES_SEEN)], 0.5 ** (head // len(SIDES_SEEN))
+        away = torch.where(steps * side < 0, FAR, steps.abs().float()) if side is not None else torch.zeros(len(steps))
+        wanted = -slope * away.clamp(max=FAR)
+        for bucket in buckets.unique():
+            bias[bucket, head] = wanted[buckets == bucket].mean()
 
 
 def holes(length: int, rate: float, span: float, most: int, rng: np.random.Generator) -> list[bool]:
