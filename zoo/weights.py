@@ -37,7 +37,6 @@ CLASSES = {
     "unclip-decoder": "zoo.dalle2.decoder:UnclipDecoder",
     "pixel-diffusion": "zoo.imagen.parts:PixelGenerator",
     "cascade": "zoo.imagen.parts:CascadeDecoder",
-    "pixels": "zoo.imagen.parts:PixelDecoder",
     "karlo": "zoo.dalle2.karlo:KarloDecoder",
     "vae": "zoo.stable_diffusion.parts:VaeDecoder",
 }

@@ -252,7 +252,7 @@ NETWORK = EfficientUNetConfig(
 @pytest.mark.parametrize(
     ("stages", "networks", "message"),
     [
-        ([], [], "one for each, at least one"),
+        ([StageConfig(name="a")], [], "1 stages and 0 networks: one for each"),
         ([StageConfig(name="a")] * 2, [NETWORK] * 2, "names of their own"),
         ([StageConfig(text=TextSpec(4, "t"))], [NETWORK], "reads text 4 wide, its network None"),
     ],

@@ -24,7 +24,7 @@ from tests.published.conftest import random_weights, said_by, save_tensors, writ
 from zoo import published, tensors
 from zoo.diffusion.noise import ImageNoise
 from zoo.imagen import pretrained
-from zoo.imagen.parts import CascadeDecoder, PixelDecoder
+from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import Conditioning, Representation
 from zoo.pipeline import Pipeline
 from zoo.text.t5 import T5TextEncoder
@@ -229,7 +229,8 @@ def test_what_the_folders_say_is_the_default(pipe: Pipeline, both: Pipeline) -> 
     assert (how.steps, how.guidance, how.sampler, how.spacing) == (100, 7.0, "ddpm", "published")
     assert (how.threshold, how.cap) == (0.95, 1.5)
     assert isinstance(pipe.text_encoder, T5TextEncoder)
-    assert isinstance(pipe.decoder, PixelDecoder)
+    assert isinstance(pipe.decoder, CascadeDecoder)
+    assert not pipe.decoder.stages
     assert pipe.generator.produces.kind == "pixels"
     assert (pipe.size, both.size) == ((SIDE, SIDE), None)
     enlarging = both.decoder.defaults["super-resolution"]  # type: ignore[attr-defined]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from operator import mul
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
-from zoo.cascade import Stage, StageConfig, settings, shrunk
+from zoo.cascade import Stage, settings, shrunk
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
-from zoo.efficient_unet import EfficientUNet, EfficientUNetConfig
 from zoo.interface import (
     Conditioning,
     Init,
@@ -31,6 +30,7 @@ from zoo.interface import (
     TextFeatures,
     TextSpec,
 )
+from zoo.stages import StagesConfig, load_stages, save_stages
 
 BASE = Path("base") / "model.safetensors"
 PIXELS = "rgb"  # pixels in [-1, 1] need no training to be understood: one space for all who make or take them
@@ -155,72 +155,14 @@ class PixelGenerator(nn.Module):
         return Representation(data.clamp(-1, 1), "pixels", PIXELS)
 
 
-class PixelDecoder:
-    """Small pictures as they are: the decoder of a generator without a cascade."""
+class CascadeConfig(StagesConfig):
+    """The stages in their order, each with its network: Efficient U-Nets, or the ADM U-Net of DeepFloyd IF.
 
-    factor = 1
-    needs = RepresentationSpec("pixels", (3, None, None), PIXELS)
-    needs_text: TextSpec | None = None
-
-    @classmethod
-    def load(cls, folder: Path, arguments: Mapping[str, object]) -> PixelDecoder:
-        """Nothing is read: there is nothing to know.
-
-        Raises:
-            ValueError: arguments, of which it takes none.
-        """
-        if arguments:
-            raise ValueError(f"pixels are shown as they are, without arguments: got {dict(arguments)}")
-        return cls()
-
-    def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
-        """No arguments, and no files."""
-        return {}, []
-
-    def decode(
-        self,
-        representation: Representation,
-        text: TextFeatures,
-        null: TextFeatures,
-        noise: NoiseSource,
-        sampling: Sequence[Sampling] = (),
-        *,
-        observe: Observer | None = None,
-    ) -> Tensor:
-        """Images [batch, 3, height, width] in [0, 1], float32.
-
-        Raises:
-            ValueError: settings of stages, of which there are none.
-        """
-        settings((), sampling)
-        return (representation.data.float().clamp(-1, 1) + 1) / 2
-
-    def encode(self, images: Tensor) -> Representation:
-        """Images [batch, 3, height, width] in [0, 1] as the generator makes them."""
-        return Representation(images * 2 - 1, "pixels", PIXELS)
-
-
-NetworkConfig: TypeAlias = EfficientUNetConfig | AdmUNetConfig
-
-
-class CascadeConfig(BaseModel):
-    """The stages in their order, each with its network: Efficient U-Nets, or the ADM U-Net of DeepFloyd IF."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stages: tuple[StageConfig, ...]
-    networks: tuple[NetworkConfig, ...]
+    Without any, small pictures are shown as they are.
+    """
 
     @model_validator(mode="after")
-    def _fits(self) -> CascadeConfig:
-        if not self.stages or len(self.stages) != len(self.networks):
-            raise ValueError(f"{len(self.stages)} stages and {len(self.networks)} networks: one for each, at least one")
-        if len({stage.name for stage in self.stages}) != len(self.stages):
-            raise ValueError(f"the stages need names of their own, got {[stage.name for stage in self.stages]}")
-        for stage, network in zip(self.stages, self.networks, strict=True):
-            width = None if stage.text is None else stage.text.width
-            if network.context_width != width:
-                raise ValueError(f"stage {stage.name!r} reads text {width} wide, its network {network.context_width}")
+    def _one_text(self) -> CascadeConfig:
         texts = {stage.text for stage in self.stages if stage.text is not None}
         if len(texts) > 1:
             raise ValueError(
@@ -232,7 +174,7 @@ class CascadeConfig(BaseModel):
 class CascadeDecoder(nn.Module):
     """Small pictures to large ones, stage by stage; the way back is to shrink them."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage] = ()) -> None:
         super().__init__()
         self.chain = nn.ModuleList(stages)
 
@@ -243,24 +185,11 @@ class CascadeDecoder(nn.Module):
         Raises:
             ValueError: the arguments or the tensors do not fit, or a file is damaged.
         """
-        config = CascadeConfig.model_validate(arguments)
-        stages = []
-        for stage, shape in zip(config.stages, config.networks, strict=True):
-            path = folder / stage.name / "model.safetensors"
-            network = tensors.on_meta(partial(_network, shape))
-            tensors.assign(network, tensors.read(path), source=path)
-            stages.append(Stage(network, stage))
-        return cls(stages)
+        return cls(load_stages(folder, CascadeConfig.model_validate(arguments)))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
-        files = []
-        for stage in self.stages:
-            files.append(Path(stage.config.name) / "model.safetensors")
-            tensors.write(folder / files[-1], stage.denoiser.network.state_dict(), dtype)
-        networks = tuple(cast(EfficientUNet | AdmUNet, stage.denoiser.network).config for stage in self.stages)
-        config = CascadeConfig(stages=tuple(stage.config for stage in self.stages), networks=networks)
-        return config.model_dump(mode="json"), files
+        return CascadeConfig.of(self.stages).model_dump(mode="json"), save_stages(folder, self.stages, dtype)
 
     @property
     def stages(self) -> list[Stage]:
@@ -303,7 +232,7 @@ class CascadeDecoder(nn.Module):
         asked = settings([stage.config for stage in self.stages], sampling)
         for stage, how in zip(self.stages, asked, strict=True):
             pictures = stage(pictures, text, null, noise, how, observe=observe).clamp(-1, 1)
-        return (pictures + 1) / 2
+        return (pictures.float().clamp(-1, 1) + 1) / 2
 
     def encode(self, images: Tensor) -> Representation:
         """Images [batch, 3, height, width] in [0, 1] as the small pictures that the generator makes.
@@ -317,7 +246,3 @@ class CascadeDecoder(nn.Module):
                 f"width that are multiples of {self.factor}"
             )
         return Representation(shrunk(images * 2 - 1, self.factor), "pixels", PIXELS)
-
-
-def _network(config: NetworkConfig) -> EfficientUNet | AdmUNet:
-    return AdmUNet(config) if isinstance(config, AdmUNetConfig) else EfficientUNet(config)

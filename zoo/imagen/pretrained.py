@@ -24,7 +24,7 @@ from zoo.diffusion import published as schedulers
 from zoo.diffusion.denoiser import Variance
 from zoo.imagen.configs import adm_config_from_diffusers
 from zoo.imagen.keys import adm_from_diffusers
-from zoo.imagen.parts import BaseConfig, CascadeDecoder, PixelDecoder, PixelGenerator
+from zoo.imagen.parts import BaseConfig, CascadeDecoder, PixelGenerator
 from zoo.interface import ANY, Sampling, TextSpec
 from zoo.published import INDEX, Assembly
 from zoo.text import t5
@@ -88,7 +88,7 @@ def load_folder(
     except ValidationError as error:
         raise ValueError(f"{folder / 'unet'} does not fit its text encoder: {error.errors()[0]['msg']}") from error
     defaults = _sampling(Sampling(steps=STEPS, guidance=GUIDANCE), schedule)
-    return Assembly(folder.name, encoder, PixelGenerator.of(network, config), PixelDecoder(), defaults, sides)
+    return Assembly(folder.name, encoder, PixelGenerator.of(network, config), CascadeDecoder(), defaults, sides)
 
 
 def _stage_two(folder: Path, variant: str | None, dtype: torch.dtype) -> Assembly:
