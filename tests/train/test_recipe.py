@@ -41,7 +41,7 @@ def test_file_overrides_and_defaults(toml: Path) -> None:
     [
         ("model.widht=3", r"unknown key model\.widht: did you mean width\?"),
         ("optimizer.lr=1", "unknown key optimizer: did you mean optimiser"),
-        ("optimiser.zzz=1", r"unknown key optimiser\.zzz: there are: lr, betas"),
+        ("optimiser.zzz=1", r"unknown key optimiser\.zzz: there are: kind, lr, betas"),
         ("batch=many", r"batch = 'many': .*integer"),
         ("batch=0", r"batch = 0: .*greater than or equal to 1"),
         ("optimiser.lr=-1", r"optimiser\.lr = -1: .*greater than 0"),
