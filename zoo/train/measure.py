@@ -106,7 +106,7 @@ def enlarging(pipe: Pipeline, decoder: CascadeDecoder, n: int) -> dict[str, Json
             given = Representation(small * 2 - 1, "pixels", PIXELS)
             return decoder.decode(given, text, null, ImageNoise(seeds), how)  # noqa: B023 - called within this turn
 
-        swept[f"{level:g}"] = dict(enlarging.measure(enlarge, decoder.factor, n=n))
+        swept[f"{level:g}"] = cast(JsonValue, enlarging.measure(enlarge, decoder.factor, n=n))
     used = next(iter(decoder.defaults.values())).augmentation
     return {"used": used, "levels": swept}
 

@@ -112,10 +112,10 @@ def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | No
                 shutil.copyfile(source.run / name, temporary / name)
         said = source.arguments or {}
         return weights.share_part(folder, folder.parent / source.shared, source.kind, said, SHARED_FILES)
-    said = source.arguments
-    if said is None:
-        said = json.loads((source.run / "config.json").read_text("utf-8"))
-    loaded = weights.load_part(source.run, PartConfig(kind=source.kind, arguments=said))
+    arguments = source.arguments
+    if arguments is None:
+        arguments = json.loads((source.run / "config.json").read_text("utf-8"))
+    loaded = weights.load_part(source.run, PartConfig.model_validate({"kind": source.kind, "arguments": arguments}))
     dtype = torch.int8 if bits == 8 and role != "text_encoder" else torch.float16
     return weights.save_part(folder, loaded, subfolder=variant or ".", dtype=dtype)
 
