@@ -83,7 +83,8 @@ def test_parts_and_adapters_and_folders(shelf: Path, lora: Path) -> None:
         ),
     ]
     drawn = [pixels(row, 0) for row in zoo.compare(specs, "a red circle", **QUICK).rows]
-    assert drawn[1] == drawn[3], "half and half"
+    apart = max(abs(a - b) for a, b in zip(drawn[1], drawn[3], strict=True))
+    assert apart <= 1, "half and half is the whole, but for rounding"
     assert drawn[0] == drawn[2] != drawn[1], "strength 0 is none"
     assert drawn[4] == drawn[5] != drawn[0], "other in all its parts"
 
