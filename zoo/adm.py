@@ -25,6 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
+from zoo.diffusion.inputs import check_inputs
 from zoo.interface import Conditioning
 from zoo.nn.activation import ACTIVATIONS, Activation
 from zoo.nn.embeddings import VectorEmbedding, sinusoidal
@@ -188,7 +189,17 @@ class AdmUNet(nn.Module):
         Raises:
             ValueError: if an input is missing, not asked for, or of the wrong shape.
         """
-        self._check(x, t, conditioning)
+        c = self.config
+        check_inputs(
+            x,
+            t,
+            conditioning,
+            downsampling=c.downsampling,
+            in_channels=c.in_channels,
+            context_width=c.context_width,
+            vector=c.embedding_width if c.vector else None,
+            augmentation=c.augmentation,
+        )
         dtype = self.stem.weight.dtype
         h = x if conditioning.concat is None else torch.cat([x, conditioning.concat.to(x.dtype)], dim=1)
         time = self.activation(self._embed(t, conditioning, dtype))
@@ -215,52 +226,6 @@ class AdmUNet(nn.Module):
         if conditioning.vector is not None:
             time = time + conditioning.vector.to(dtype)
         return time
-
-    def _check(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> None:
-        c, tokens, concat, mask = self.config, conditioning.tokens, conditioning.concat, conditioning.mask
-        if x.ndim != 4 or x.shape[2] % c.downsampling or x.shape[3] % c.downsampling:
-            raise ValueError(
-                f"the input has shape {list(x.shape)}; this U-Net needs [batch, channels, height, width] with "
-                f"height and width multiples of {c.downsampling}"
-            )
-        batch = x.shape[0]
-        extra = 0 if concat is None else concat.shape[1]
-        if x.shape[1] + extra != c.in_channels:
-            raise ValueError(
-                f"the input has {x.shape[1]} channels and Conditioning.concat {extra}; "
-                f"this U-Net needs {c.in_channels} in all"
-            )
-        if concat is not None and (concat.shape[0] != batch or concat.shape[2:] != x.shape[2:]):
-            raise ValueError(
-                f"Conditioning.concat has shape {list(concat.shape)}, the input {list(x.shape)}: they differ"
-            )
-        if t.shape != (batch,):
-            raise ValueError(f"the times have shape {list(t.shape)}; one per input is needed: [{batch}]")
-        if tokens is None and c.context_width is not None:
-            raise ValueError(
-                f"Conditioning.tokens is missing: this U-Net needs text [batch, length, {c.context_width}]"
-            )
-        if tokens is not None and (tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != c.context_width):
-            raise ValueError(
-                f"Conditioning.tokens has shape {list(tokens.shape)}; this U-Net "
-                + (f"needs [{batch}, length, {c.context_width}]" if c.context_width else "was built without text")
-            )
-        if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
-            raise ValueError(
-                f"Conditioning.mask has shape {list(mask.shape)}, not "
-                + ("that of tokens: there are none" if tokens is None else f"{list(tokens.shape[:2])}")
-            )
-        self._check_port("vector", conditioning.vector, (batch, c.embedding_width) if c.vector else None)
-        self._check_port("augmentation", conditioning.augmentation, (batch,) if c.augmentation else None)
-        self._check_port("guidance", conditioning.guidance, None)
-
-    @staticmethod
-    def _check_port(name: str, given: Tensor | None, needed: tuple[int, ...] | None) -> None:
-        found = None if given is None else tuple(given.shape)
-        if found != needed:
-            raise ValueError(
-                f"Conditioning.{name} has shape {found}; this U-Net was built for {needed} (None: no such port)"
-            )
 
 
 class Level(nn.Module):

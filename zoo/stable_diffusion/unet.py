@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from zoo.diffusion.inputs import check_inputs
 from zoo.interface import Conditioning
 from zoo.nn.embeddings import VectorEmbedding, sinusoidal
 from zoo.nn.resampling import Downsample, Upsample
@@ -153,7 +154,18 @@ class UNet(nn.Module):
         Raises:
             ValueError: if an input is missing, not asked for, or of the wrong shape.
         """
-        self._check(x, t, conditioning)
+        c = self.config
+        check_inputs(
+            x,
+            t,
+            conditioning,
+            downsampling=c.downsampling,
+            in_channels=c.in_channels,
+            context_width=c.context_width,
+            vector=c.vector_width,
+            augmentation=self.augmentation is not None,
+            guidance=self.guidance is not None,
+        )
         dtype = self.stem.weight.dtype
         assert conditioning.tokens is not None  # checked
         text, mask = conditioning.tokens.to(dtype), conditioning.mask
@@ -182,49 +194,6 @@ class UNet(nn.Module):
             levels = self.augmentation.num_embeddings
             time = time + self.augmentation((conditioning.augmentation * levels).round().long().clamp(0, levels - 1))
         return time
-
-    def _check(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> None:
-        c, tokens, concat = self.config, conditioning.tokens, conditioning.concat
-        if x.ndim != 4 or x.shape[2] % c.downsampling or x.shape[3] % c.downsampling:
-            raise ValueError(
-                f"the input has shape {list(x.shape)}; this U-Net needs [batch, channels, height, width] with "
-                f"height and width multiples of {c.downsampling}"
-            )
-        batch = x.shape[0]
-        extra = 0 if concat is None else concat.shape[1]
-        if x.shape[1] + extra != c.in_channels:
-            raise ValueError(
-                f"the input has {x.shape[1]} channels and Conditioning.concat {extra}; "
-                f"this U-Net needs {c.in_channels} in all"
-            )
-        if concat is not None and (concat.shape[0] != batch or concat.shape[2:] != x.shape[2:]):
-            raise ValueError(
-                f"Conditioning.concat has shape {list(concat.shape)}, the input {list(x.shape)}: they differ"
-            )
-        if t.shape != (batch,):
-            raise ValueError(f"the times have shape {list(t.shape)}; one per input is needed: [{batch}]")
-        if tokens is None:
-            raise ValueError("Conditioning.tokens is missing: this U-Net attends to text [batch, length, width]")
-        if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != c.context_width:
-            raise ValueError(
-                f"Conditioning.tokens has shape {list(tokens.shape)}; this U-Net needs "
-                f"[{batch}, length, {c.context_width}]"
-            )
-        if conditioning.mask is not None and conditioning.mask.shape != tokens.shape[:2]:
-            raise ValueError(
-                f"Conditioning.mask has shape {list(conditioning.mask.shape)}, not {list(tokens.shape[:2])}"
-            )
-        self._check_port("vector", conditioning.vector, None if self.vector is None else (batch, c.vector_width or 0))
-        self._check_port("augmentation", conditioning.augmentation, None if self.augmentation is None else (batch,))
-        self._check_port("guidance", conditioning.guidance, None if self.guidance is None else (batch,))
-
-    @staticmethod
-    def _check_port(name: str, given: Tensor | None, needed: tuple[int, ...] | None) -> None:
-        found = None if given is None else tuple(given.shape)
-        if found != needed:
-            raise ValueError(
-                f"Conditioning.{name} has shape {found}; this U-Net was built for {needed} (None: no such port)"
-            )
 
 
 class GuidanceEmbedding(nn.Module):
