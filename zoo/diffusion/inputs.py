@@ -1,4 +1,4 @@
-"""What every network over images checks of its inputs, so that all of them refuse the same in the same words."""
+"""What every network over images checks of its inputs, so that all refuse the same in the same words."""
 
 from __future__ import annotations
 
@@ -64,6 +64,20 @@ def check_inputs(
     _check_port("vector", conditioning.vector, None if vector is None else (batch, vector))
     _check_port("augmentation", conditioning.augmentation, numbers if augmentation else None)
     _check_port("guidance", conditioning.guidance, numbers if guidance else None)
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """A picture of this size can be made by a network that needs multiples of `multiple`.
+
+    Raises:
+        ValueError: it cannot; the message names the nearest possible size.
+    """
+    if min(height, width) < 1 or height % multiple or width % multiple:
+        near = " x ".join(str(max(1, round(side / multiple)) * multiple) for side in (height, width))
+        raise ValueError(
+            f"impossible size {height} x {width}: height and width must be positive multiples of {multiple}; "
+            f"the nearest is {near}"
+        )
 
 
 def _check_port(name: str, given: Tensor | None, needed: tuple[int, ...] | None) -> None:

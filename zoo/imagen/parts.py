@@ -16,6 +16,7 @@ from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
 from zoo.cascade import Stage, settings, shrunk
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
+from zoo.diffusion.inputs import check_size
 from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
@@ -111,12 +112,7 @@ class PixelGenerator(nn.Module):
         """
         factor, multiple = self.config.factor, self.config.factor * self.config.unet.downsampling
         height, width = size or (self.config.resolution[0] * factor, self.config.resolution[1] * factor)
-        if min(height, width) < 1 or height % multiple or width % multiple:
-            near = " x ".join(str(max(1, round(side / multiple)) * multiple) for side in (height, width))
-            raise ValueError(
-                f"impossible size {height} x {width}: height and width must be positive multiples of {multiple}; "
-                f"the nearest is {near}"
-            )
+        check_size(height, width, multiple)
         return 3, height // factor, width // factor
 
     def generate(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
+from zoo.diffusion.inputs import check_size
 from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
@@ -152,12 +153,7 @@ class LatentGenerator(nn.Module):
         """
         height, width = size or self.config.resolution
         multiple = self.config.factor * self.config.unet.downsampling
-        if min(height, width) < 1 or height % multiple or width % multiple:
-            near = " x ".join(str(max(1, round(side / multiple)) * multiple) for side in (height, width))
-            raise ValueError(
-                f"impossible size {height} x {width}: height and width must be positive multiples of {multiple}; "
-                f"the nearest is {near}"
-            )
+        check_size(height, width, multiple)
         return self.config.unet.out_channels, height // self.config.factor, width // self.config.factor
 
     def generate(
