@@ -57,8 +57,7 @@ def load_stages(folder: Path, config: StagesConfig) -> list[Stage]:
     stages = []
     for stage, shape in zip(config.stages, config.networks, strict=True):
         path = folder / weights(stage.name)
-        network = tensors.on_meta(partial(_network, shape))
-        tensors.assign(network, tensors.read(path), source=path)
+        network = tensors.load(partial(_network, shape), path)
         stages.append(Stage(network, stage))
     return stages
 

@@ -187,6 +187,17 @@ def on_meta(build: Callable[[], ModuleT]) -> ModuleT:
         return build()
 
 
+def load(build: Callable[[], ModuleT], path: Path) -> ModuleT:
+    """The module that `build` makes, in float32, with the tensors of a file, each of which is accounted for.
+
+    Raises:
+        ValueError: the file is missing or damaged, or its tensors do not fit.
+    """
+    module = on_meta(build)
+    assign(module, read(path), source=path)
+    return module
+
+
 def assign(
     module: nn.Module,
     tensors: Mapping[str, Tensor],

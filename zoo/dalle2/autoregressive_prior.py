@@ -143,8 +143,7 @@ class AutoregressivePrior(PriorPart):
             ValueError: the arguments or the tensors do not fit, or the file is damaged.
         """
         config = AutoregressivePriorConfig.model_validate(arguments)
-        network = tensors.on_meta(lambda: AutoregressiveTransformer(config.network))
-        tensors.assign(network, tensors.read(folder / FILE), source=folder / FILE)
+        network = tensors.load(lambda: AutoregressiveTransformer(config.network), folder / FILE)
         return cls(network, config)
 
     @property

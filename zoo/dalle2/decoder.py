@@ -211,8 +211,7 @@ class UnclipDecoder(nn.Module):
             ValueError: the arguments or the tensors do not fit, or a file is damaged.
         """
         config = UnclipDecoderConfig.model_validate(arguments)
-        network = tensors.on_meta(lambda: UnclipNetwork(config.decoder.network))
-        tensors.assign(network, tensors.read(folder / FILE), source=folder / FILE)
+        network = tensors.load(lambda: UnclipNetwork(config.decoder.network), folder / FILE)
         return cls.of(network, config.decoder, load_stages(folder, config.upsamplers))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:

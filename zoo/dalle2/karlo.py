@@ -81,8 +81,7 @@ class KarloDecoder(UnclipDecoder):
         if len(config.upsamplers.stages) != 1 or not isinstance(config.upsamplers.networks[0], AdmUNetConfig):
             raise ValueError(f"Karlo has one upsampler, an ADM U-Net, not {len(config.upsamplers.stages)} stages")
         shape, stage = config.upsamplers.networks[0], config.upsamplers.stages[0]
-        network = tensors.on_meta(lambda: UnclipNetwork(config.decoder.network))
-        tensors.assign(network, tensors.read(folder / FILE), source=folder / FILE)
+        network = tensors.load(lambda: UnclipNetwork(config.decoder.network), folder / FILE)
         upsampler, path = tensors.on_meta(lambda: LastStep(shape)), folder / stage.name / FILE.name
         tensors.assign(upsampler, tensors.read(path), source=path)
         return cls.of(network, config.decoder, [KarloUpsampler(upsampler, stage)])

@@ -176,8 +176,7 @@ class DiffusionPrior(PriorPart):
             ValueError: the arguments or the tensors do not fit, or the file is damaged.
         """
         config = DiffusionPriorConfig.model_validate(arguments)
-        network = tensors.on_meta(lambda: PriorTransformer(config.network))
-        tensors.assign(network, tensors.read(folder / FILE), source=folder / FILE)
+        network = tensors.load(lambda: PriorTransformer(config.network), folder / FILE)
         return cls.of(network, config)
 
     @property

@@ -87,8 +87,7 @@ class PixelGenerator(nn.Module):
             ValueError: the arguments or the tensors do not fit, or the file is damaged.
         """
         config = BaseConfig.model_validate(arguments)
-        network = tensors.on_meta(lambda: AdmUNet(config.unet))
-        tensors.assign(network, tensors.read(folder / BASE), source=folder / BASE)
+        network = tensors.load(lambda: AdmUNet(config.unet), folder / BASE)
         return cls.of(network, config)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:

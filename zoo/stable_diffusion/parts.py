@@ -105,8 +105,7 @@ class LatentGenerator(nn.Module):
             ValueError: the arguments or the tensors do not fit, or the file is damaged.
         """
         config = GeneratorConfig.model_validate(arguments)
-        network = tensors.on_meta(lambda: UNet(config.unet))
-        tensors.assign(network, tensors.read(folder / UNET), source=folder / UNET)
+        network = tensors.load(lambda: UNet(config.unet), folder / UNET)
         return cls.of(network, config)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
@@ -246,8 +245,7 @@ class VaeDecoder(nn.Module):
         """
         config = VAEConfig.model_validate(arguments)
         path = folder / VAE_FILE if (folder / VAE_FILE).is_file() else folder / VAE_FILE.name
-        vae = tensors.on_meta(lambda: VAE(config))
-        tensors.assign(vae, tensors.read(path), source=path)
+        vae = tensors.load(lambda: VAE(config), path)
         return cls(vae)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:

@@ -168,8 +168,7 @@ def load(folder: str | Path) -> VAE:
         ValueError: a file is missing or does not fit.
     """
     config, path = read_config(folder), Path(folder) / WEIGHTS
-    vae = tensors.on_meta(lambda: VAE(config))
-    tensors.assign(vae, tensors.read(path), source=path)
+    vae = tensors.load(lambda: VAE(config), path)
     return vae.requires_grad_(False).eval()
 
 
