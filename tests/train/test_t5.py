@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import T5EncoderModel
 
-from zoo.data.captions import caption
-from zoo.data.scenes import Description, Item, heldout
+from zoo.data.captions import caption, plural
+from zoo.data.scenes import COLOURS, SHAPES, Description, Item, heldout
 from zoo.interface import TextFeatures, TextSpec
 from zoo.text.t5 import T5TextEncoder
 from zoo.train import RecipeError, gates, run, t5
@@ -171,7 +172,7 @@ def test_what_is_exported_is_the_encoder_that_was_trained(home: Path, tmp_path: 
     encoder = T5TextEncoder.load(tmp_path, {"length": 32})
     ids = encoder.tokenizer.encode(["a red star"])
     with torch.no_grad():
-        expected = model.encoder(input_ids=ids, attention_mask=ids != encoder.tokenizer.padding).last_hidden_state
+        expected = model["t5"].encoder(input_ids=ids, attention_mask=ids != encoder.tokenizer.padding).last_hidden_state
     torch.testing.assert_close(encoder.encode(["a red star"]).tokens, expected, atol=2e-2, rtol=2e-2)
 
 
@@ -204,6 +205,38 @@ def test_it_learns_to_restore(home: Path) -> None:
         optimiser.step()
     assert losses[-1] < losses[0] / 4
     assert float(metrics["restored"]) > 0.5
+    assert float(metrics["read"]) < 1.0
+
+
+def test_one_text_goes_whole_and_is_told_by_the_other(home: Path) -> None:
+    trained = task(home, "whole=1")
+    end, size = trained.tokenizer.end, len(trained.tokenizer)
+    for seed in range(20):
+        source, target = trained._example(np.random.default_rng(seed), 0.0)
+        assert (source[0] >= size) != (source[-2] >= size)
+        assert sum(i >= size for i in source) == sum(i >= size for i in target) == 1
+        assert source.count(end) == 2
+        assert len(target) > 3
+
+
+def test_heads_read_what_the_texts_say(home: Path) -> None:
+    """Each text's facets stand beside it, in both languages, and the tokens that fill up the batch are not read."""
+    trained = task(home, "readings=3")
+    batch = trained.batch(0, np.random.default_rng(0))
+    assert len(batch["text"]) == len(batch["facets"]) == 3 * len(batch["source"])
+    words = [trained.tokenizer.pieces.decode([i for i in row if i > 3]) for row in batch["text"].tolist()]
+    assert [bool(re.search("[\u4e00-\u9fff]", text)) for text in words] == [bool(i % 2) for i in range(len(words))]
+    for text, facets in zip(words[::2], batch["facets"][::2].tolist(), strict=True):
+        said = dict(zip(CLASSES, facets, strict=True))
+        if said["colour"] >= 0:
+            assert COLOURS[said["colour"]] in text
+        if said["shape"] >= 0:
+            assert SHAPES[said["shape"]] in text or plural(SHAPES[said["shape"]]) in text
+    model = trained.build().eval()
+    longer = batch | {"text": F.pad(batch["text"], (0, 5), value=trained.tokenizer.padding)}
+    with torch.no_grad():
+        for one, two in zip(trained._read(model, batch), trained._read(model, longer), strict=True):
+            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

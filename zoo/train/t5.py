@@ -5,7 +5,11 @@ therefore a caption and its paraphrase in the other language: what is cut out of
 model that knows which colour belongs to which object and which of two lies on the left. Random spans mostly hit words
 that anyone could guess, so in part of the examples it is the telling words that go, out of one of the two texts
 ("salient spans", arXiv 2002.08909): the two sides word things differently, and only who has understood the other can
-say them. The decoder is dropped after training.
+say them. And in part of them one text goes whole, so that every word of it teaches.
+
+Which of two objects is which a text pair tells only him who already reads it, and spans alone never got there. So one
+supervised task is mixed in, as T5's own authors did: heads read what a text says of each object off the encoder's
+tokens. They, and the decoder, are dropped after training. No picture is seen.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention, T5EncoderModel, T5ForConditionalGeneration
 
 from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, ZH_SIDES, Language, caption, partial, plural
-from zoo.data.scenes import COLOURS, SHAPES, random_scene
+from zoo.data.scenes import COLOURS, SHAPES, Description, random_scene
 from zoo.text import t5
 from zoo.text.tokenizer import FILE, Tokenizer
+from zoo.train.facets import ABSENT, CLASSES, CrossAttentionProbe, labels, misread
 from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Image, Metrics, Task
 
@@ -64,8 +69,13 @@ class T5Recipe(Recipe):
     span: float = Field(3.0, ge=1)  # mean length of what is cut out at one place
     single: float = Field(0.2, ge=0, le=1)  # share of examples that are one caption without its paraphrase
     alike: float = Field(0.4, ge=0, le=1)  # share of pairs that say it twice in one language, which is easier to learn
-    salient: float = Field(0.6, ge=0, le=1)  # share of pairs of which one text loses what it says of its objects
+    whole: float = Field(0.3, ge=0, le=1)  # share of pairs of which one text is cut out whole
+    salient: float = Field(
+        0.6, ge=0, le=1
+    )  # share of the other pairs of which one text loses what it says of its objects
     full: float = Field(0.7, ge=0, le=1)  # share of captions that say everything
+    read: float = Field(0.2, ge=0)  # weight of each reading head, summed over facets
+    readings: int = Field(2, ge=1)  # texts that are read for each example that is restored
     relations: float = Field(0.5, ge=0, le=1)  # share of scenes with a relation, beyond those drawn by chance
 
 
@@ -106,13 +116,13 @@ class T5Task(Task[T5Recipe]):
             decoder_start_token_id=self.tokenizer.padding,
             attn_implementation="eager",  # the fused kernel's backward pass is slow on a CPU
         )
-        model = cast(nn.Module, T5ForConditionalGeneration(config))
-        for module in model.modules():
+        model = T5ForConditionalGeneration(config)
+        for module in cast(nn.Module, model).modules():
             if hasattr(module, "act"):  # the same function as transformers' "gelu_new", in one pass over memory
                 module.act = nn.GELU(approximate="tanh")
             if getattr(module, "has_relative_attention_bias", False):
                 _see_near(cast(T5Attention, module))
-        return model
+        return nn.ModuleDict({"t5": cast(nn.Module, model), "reader": CrossAttentionProbe(shape.width)})
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
         return self._batch(self.recipe.batch, rng, self.recipe.single)
@@ -120,17 +130,30 @@ class T5Task(Task[T5Recipe]):
     def _batch(self, count: int, rng: np.random.Generator, single: float) -> Batch:
         examples = [self._example(rng, single) for _ in range(count)]
         sources, targets = zip(*examples, strict=True)
-        return {"source": _padded(sources, self.tokenizer.padding), "target": _padded(targets, self.tokenizer.padding)}
+        read = [self._description(rng) for _ in range(count * self.recipe.readings)]
+        texts = [
+            [*self.tokenizer.pieces.encode(caption(said, LANGUAGES[i % 2], rng)), self.tokenizer.end]
+            for i, said in enumerate(read)
+        ]
+        columns = {"source": sources, "target": targets, "text": texts}
+        batch = {name: _padded(rows, self.tokenizer.padding) for name, rows in columns.items()}
+        return batch | {"facets": torch.tensor([labels(said) for said in read])}
+
+    def _description(self, rng: np.random.Generator) -> Description:
+        said = random_scene(rng, kind="relation" if rng.random() < self.recipe.relations else None).describe()
+        return said if rng.random() < self.recipe.full else partial(said, rng)
 
     def _example(self, rng: np.random.Generator, single: float) -> tuple[list[int], list[int]]:
-        recipe = self.recipe
-        said = random_scene(rng, kind="relation" if rng.random() < recipe.relations else None).describe()
-        said = said if rng.random() < recipe.full else partial(said, rng)
+        recipe, said = self.recipe, self._description(rng)
         order = LANGUAGES if rng.random() < 0.5 else LANGUAGES[::-1]
         order = (order[0], order[0]) if rng.random() < recipe.alike else order
         spoken = order[:1] if rng.random() < single else order
         texts = [self.tokenizer.pieces.encode(caption(said, language, rng)) for language in spoken]
         first = len(self.tokenizer) + recipe.model.sentinels - 1
+        if len(texts) > 1 and rng.random() < recipe.whole:
+            gone = int(rng.integers(len(texts)))
+            lost = [which == gone for which, text in enumerate(texts) for _ in text]
+            return corrupted(texts, lost, first, self.tokenizer.end)
         if len(texts) > 1 and rng.random() < recipe.salient:
             lost = self._telling(texts, rng)
             if any(lost):
@@ -151,14 +174,22 @@ class T5Task(Task[T5Recipe]):
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         guessed, target = self._guess(model, batch), batch["target"]
-        loss = F.cross_entropy(guessed.flatten(0, 1).float(), target.flatten(), ignore_index=self.tokenizer.padding)
-        return loss, {"restored": self._restored(guessed.detach(), target)}
+        span = F.cross_entropy(guessed.flatten(0, 1).float(), target.flatten(), ignore_index=self.tokenizer.padding)
+        read = misread(self._read(model, batch), batch["facets"])
+        metrics = {"span": span.detach(), "read": read.detach(), "restored": self._restored(guessed.detach(), target)}
+        return span + self.recipe.read * read, metrics
+
+    def _read(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """Logits [texts, classes] of each facet, from the encoder's tokens."""
+        there = batch["text"] != self.tokenizer.padding
+        tokens = _t5(model).encoder(input_ids=batch["text"], attention_mask=there).last_hidden_state
+        return cast(CrossAttentionProbe, model.get_submodule("reader"))(tokens, there)
 
     def _guess(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [batch, length, vocabulary] of each target piece, from the source and the target pieces before it."""
         source, padding = batch["source"], self.tokenizer.padding
         before = F.pad(batch["target"][:, :-1], (1, 0), value=padding)
-        out = model(input_ids=source, attention_mask=source != padding, decoder_input_ids=before, use_cache=False)
+        out = _t5(model)(input_ids=source, attention_mask=source != padding, decoder_input_ids=before, use_cache=False)
         return cast(Tensor, out.logits)
 
     def _restored(self, guessed: Tensor, target: Tensor) -> Tensor:
@@ -171,11 +202,16 @@ class T5Task(Task[T5Recipe]):
         for name, batch in self.fresh.items():
             there = {key: tensor.to(self.device) for key, tensor in batch.items()}
             figures[f"restored_{name}"] = float(self._restored(self._guess(model, there), there["target"]))
+        guesses, truths = self._read(model, there), there["facets"].unbind(1)
+        for facet, guess, truth in zip(CLASSES, guesses, truths, strict=True):
+            if "shape" in facet or "colour" in facet:  # of the first and the second object: what binding is about
+                told = truth != ABSENT
+                figures[f"read_{facet.replace(' ', '_')}"] = float((guess.argmax(-1) == truth)[told].float().mean())
         return None, figures
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """A folder that `T5TextEncoder` and transformers read: config.json, model.safetensors, tokenizer/."""
-        whole = cast(T5ForConditionalGeneration, model)
+        whole = _t5(model)
         encoder = T5EncoderModel(whole.encoder.config)
         encoder.encoder.load_state_dict(whole.encoder.state_dict())
         encoder.shared = encoder.encoder.embed_tokens
@@ -183,6 +219,10 @@ class T5Task(Task[T5Recipe]):
         # Not as spiece.model, which transformers would take for a vocabulary of T5's own kind and cut otherwise.
         (folder / FILE).parent.mkdir()
         (folder / FILE).write_bytes(self.tokenizer.model)
+
+
+def _t5(model: nn.Module) -> T5ForConditionalGeneration:
+    return cast(T5ForConditionalGeneration, model.get_submodule("t5"))
 
 
 @torch.no_grad()
