@@ -7,92 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
-from pathlib import Path
-from typing import Protocol, Self, cast, runtime_checkable
+from dataclasses import asdict, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from zoo.adapt.adapters import Adapters, AdapterStatus, Choice, Chosen
-from zoo.adapt.lora import LoRA
-from zoo.adapt.prefix import Prefix
-from zoo.adapt.report import Report
-from zoo.adapt.words import Reader, Word, teach
-from zoo.arguments import Picture, as_images, as_layout, as_mask, as_negatives, as_prompts, as_seeds, shrink
+from zoo.adapt.adapters import Adapters, Choice, Chosen
+from zoo.adapt.adaptive import Adaptive
+from zoo.arguments import Picture, as_negatives, as_prompts, as_seeds
+from zoo.call.abilities import ImageEncoder, Inpainting, Mapped, Negatable, Shaped, Staged
+from zoo.call.inputs import layout_of, start_of
+from zoo.call.settings import check_noise, check_size, sampling_of, size_of, stages_of
 from zoo.config import Role
 from zoo.diffusion.noise import GivenNoise, ImageNoise
-from zoo.diffusion.samplers import find_sampler
-from zoo.fit import check_fit
-from zoo.interface import (
-    Adaptable,
-    Decoder,
-    Generator,
-    Init,
-    NoiseSource,
-    Observer,
-    Representation,
-    Sampling,
-    Step,
-    TextEncoder,
-    TextFeatures,
-)
+from zoo.fit import check_fit, check_image_encoder
+from zoo.interface import Decoder, Generator, Init, NoiseSource, Observer, Sampling, Step, TextEncoder, TextFeatures
 from zoo.result import Result
 from zoo.safety import SafetyChecker
 from zoo.safety import check as check_safety
 
+__all__ = [
+    "BATCH",
+    "ImageEncoder",
+    "Inpainting",
+    "Mapped",
+    "Negatable",
+    "Pipeline",
+    "Shaped",
+    "Staged",
+    "device_of",
+]
+
 BATCH = 16  # images made at once unless the call says otherwise
 
 
-@runtime_checkable
-class ImageEncoder(Protocol):
-    """A decoder that knows the way back, which starting from an image needs."""
-
-    def encode(self, images: Tensor) -> Representation: ...
-
-
-@runtime_checkable
-class Shaped(Protocol):
-    """A generator that tells the shape, without the batch, of what it makes; `noise=` is checked against it."""
-
-    def shape(self, size: tuple[int, int] | None) -> tuple[int, ...]: ...
-
-
-@runtime_checkable
-class Negatable(Protocol):
-    """A generator that says whether a negative prompt changes what it makes; others are taken to heed it."""
-
-    @property
-    def heeds_negative(self) -> bool: ...
-
-
-@runtime_checkable
-class Inpainting(Protocol):
-    """A generator that may have been trained to fill masked pictures, and is then shown what the mask leaves."""
-
-    @property
-    def inpaints(self) -> bool: ...
-
-
-@runtime_checkable
-class Mapped(Protocol):
-    """A generator that can be told what goes where; `classes` names the numbers in a layout, none if it takes none."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-
-@runtime_checkable
-class Staged(Protocol):
-    """A decoder that samples in stages; `defaults` is how each is sampled unless the call says otherwise, in order."""
-
-    @property
-    def defaults(self) -> Mapping[str, Sampling]: ...
-
-
-class Pipeline:
+class Pipeline(Adaptive):
     """Prompts to images. `size` is the (height, width) in pixels made by default, None for the generator's own.
+
+    image_encoder: what makes of pictures what the decoder reads, where the decoder itself does not know the way back;
+    edits need it, calls do not. For DALL-E 2 it is the CLIP that its parts were trained with.
 
     Raises:
         ValueError: parts that do not fit; the message names both, the mismatch and the mend.
@@ -108,11 +62,14 @@ class Pipeline:
         defaults: Sampling | None = None,
         size: tuple[int, int] | None = None,
         labels: Mapping[Role, str] | None = None,
+        image_encoder: ImageEncoder | None = None,
     ) -> None:
         check_fit(text_encoder, generator, decoder, labels or {})
+        check_image_encoder(image_encoder, decoder)
         self.text_encoder = text_encoder
         self.generator = generator
         self.decoder = decoder
+        self.image_encoder = image_encoder
         self.name = name
         self.defaults = defaults or Sampling()
         self.size = size
@@ -125,83 +82,21 @@ class Pipeline:
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the parts that hold weights to a device, to a floating type, or both; returns the pipeline."""
-        for part in (self.text_encoder, self.generator, self.decoder):
+        for part in (self.text_encoder, self.generator, self.decoder, self.image_encoder):
             if isinstance(part, nn.Module):
                 part.to(device=None if device is None else device_of(device), dtype=dtype)
         self._adapters.to(None if device is None else device_of(device), dtype)
         return self
 
-    def load_lora(
-        self, source: str | Path | Mapping[str, LoRA], *, name: str | None = None, partial: bool = False
-    ) -> Report | None:
-        """Load a LoRA; it acts in the calls that ask for it, `pipe(prompt, adapters={name: 0.8})`, and in no others.
-
-        source: a file or folder in any of the layouts of `zoo.adapt.formats`, a hub id, one file of a hub repository
-        (`owner/name/file`), or LoRAs by part. name: the file's unless given. partial: load what fits. Returns the
-        report on the file.
+    def stages(
+        self, stages: Mapping[str, Mapping[str, object]] | None = None, augmentation: float | None = None
+    ) -> dict[str, Sampling]:
+        """How each stage of the decoder is sampled by a call that says this, in order; empty where it has none.
 
         Raises:
-            ValueError: a name that is taken, a damaged file, or one that does not fit; the message names the keys.
+            ValueError: there is no such stage, or a setting that cannot be.
         """
-        return self._adapters.load_lora(source, name, partial=partial)
-
-    def load_prefix(self, source: str | Path | Mapping[str, Prefix], *, name: str | None = None) -> None:
-        """Load a prefix (`zoo.adapt.prefix`), which is then asked for as a LoRA is; it cannot be merged.
-
-        Raises:
-            ValueError: a name that is taken, a damaged file, or one that does not fit.
-        """
-        self._adapters.load_prefix(source, name)
-
-    def load_word(self, source: str | Path | Word) -> str:
-        """Teach the text encoder a word that was learned (`zoo.adapt.words`): prompts that say it mean it from now on.
-
-        Returns the word. Not while calls run.
-
-        Raises:
-            ValueError: a damaged file, or an encoder that it was not learned for.
-        """
-        word = source if isinstance(source, Word) else Word.load(source)
-        teach(cast(Reader, self.text_encoder), word)
-        return word.name
-
-    def adaptable(self) -> dict[str, Adaptable]:
-        """The networks that adapters can be trained for and loaded into, by the names that their files use."""
-        return self._adapters.networks()
-
-    def adapters(self) -> dict[str, AdapterStatus]:
-        """What is loaded, by name: kind, source, adapted modules, and with which strength it is merged, if it is."""
-        return self._adapters.status()
-
-    def report_lora(self, source: str | Path) -> Report:
-        """What of a LoRA file would fit this pipeline, key by key; nothing is loaded.
-
-        Raises:
-            ValueError: the file cannot be read.
-        """
-        return self._adapters.report(source)
-
-    def merge(self, adapters: str | Choice) -> None:
-        """Fold adapters into the weights, in place of those merged before: they act in every call and cost nothing.
-
-        `unmerge` needs the weights of before, so a second copy of the adapted modules is kept. Not while calls run.
-
-        Raises:
-            ValueError: an adapter is not loaded, or is a prefix.
-        """
-        self._adapters.merge(adapters)
-
-    def unmerge(self) -> None:
-        """Put back the weights of before `merge`, to the bit. Not while calls run."""
-        self._adapters.unmerge()
-
-    def unload(self, name: str) -> None:
-        """Forget an adapter.
-
-        Raises:
-            ValueError: it is not loaded, or is merged.
-        """
-        self._adapters.unload(name)
+        return stages_of(self.decoder, self.name, stages, augmentation)
 
     @torch.no_grad()
     def __call__(
@@ -260,27 +155,31 @@ class Pipeline:
         against = as_negatives(negative, len(asked))
         if any(against) and isinstance(self.generator, Negatable) and not self.generator.heeds_negative:
             raise ValueError(
-                f"{self.name} was distilled to lead away from no text and takes no negative prompt: leave out negative="
+                f"{self.name} leads away from no text or from nothing, and takes no negative prompt: leave out negative="
             )
-        sampling = self._sampling(
-            steps=steps,
-            sampler=sampler,
-            guidance=guidance,
-            eta=eta,
-            rescale=rescale,
-            threshold=threshold,
-            cap=cap,
-            interval=interval,
-            spacing=spacing,
+        sampling = sampling_of(
+            self.defaults,
+            {
+                "steps": steps,
+                "sampler": sampler,
+                "guidance": guidance,
+                "eta": eta,
+                "rescale": rescale,
+                "threshold": threshold,
+                "cap": cap,
+                "interval": interval,
+                "spacing": spacing,
+            },
         )
-        chain = self._stages(stages, augmentation)
+        chain = self.stages(stages, augmentation)
         chosen = self._adapters.choose(adapters, len(asked), count)
-        size = self._size(height, width)
-        self._check_noise(noise, count, size)
+        size = size_of(self.generator, self.size, height, width)
+        check_size(self.decoder, self.name, size)
+        check_noise(self.generator, noise, count, size)
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
-        start, kept = self._start(image, mask, strength, size, len(asked), count)
-        painted = self._painted(layout, size, len(asked), count)
+        start, kept = start_of(self.generator, self.decoder, image, mask, strength, size, len(asked), count)
+        painted = layout_of(self.generator, self.name, layout, size, len(asked), count)
         text, spoken = self._features(asked, owner, chosen)
         null, unspoken = self._features(against, owner, chosen)
 
@@ -319,50 +218,6 @@ class Pipeline:
         said, avoided = tuple(p for p, _ in each), tuple(a for _, a in each)
         return Result(images, said, tuple(seeds), settings, name, avoided, unsafe)
 
-    def _sampling(self, **given: object) -> Sampling:
-        said = {key: value for key, value in given.items() if value is not None}
-        return _checked(replace(self.defaults, **said))  # type: ignore[arg-type]
-
-    def _stages(
-        self, stages: Mapping[str, Mapping[str, object]] | None, augmentation: float | None
-    ) -> dict[str, Sampling]:
-        """How each stage of the decoder is sampled."""
-        defaults = dict(self.decoder.defaults) if isinstance(self.decoder, Staged) else {}
-        if not defaults and (stages or augmentation is not None):
-            raise ValueError(f"{self.name} has no stages that are sampled after its generator: leave out stages=")
-        if stages is not None and not isinstance(stages, Mapping):
-            raise ValueError(f"stages are settings by the stages' names ({', '.join(defaults)}), not {stages!r}")
-        for stage, said in (stages or {}).items():
-            if stage not in defaults:
-                raise ValueError(f"{self.name} has no stage {stage!r}; there are: {', '.join(defaults)}")
-            if not isinstance(said, Mapping):
-                raise ValueError(f'settings of stage {stage!r} are given by name, such as {{"steps": 4}}, not {said!r}')
-            if unknown := said.keys() - {field.name for field in fields(Sampling)}:
-                raise ValueError(f"stage {stage!r} knows no setting {', '.join(sorted(unknown))}")
-            defaults[stage] = replace(defaults[stage], **said)  # type: ignore[arg-type]
-        if augmentation is not None:
-            defaults = {stage: replace(how, augmentation=augmentation) for stage, how in defaults.items()}
-        return {stage: _checked(how) for stage, how in defaults.items()}
-
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int] | None:
-        if height is None and width is None:
-            size = self.size
-        else:
-            default = self.size or (height or width or 0, width or height or 0)
-            size = (default[0] if height is None else height, default[1] if width is None else width)
-        if size is not None and min(size) < 1:
-            raise ValueError(f"impossible size {size[0]} x {size[1]}: height and width are counted in pixels, from 1")
-        if isinstance(self.generator, Shaped):
-            self.generator.shape(size)  # raises where the generator cannot make it
-        return size
-
-    def _check_noise(self, noise: Tensor | None, count: int, size: tuple[int, int] | None) -> None:
-        if noise is None or not isinstance(self.generator, Shaped):
-            return
-        wanted = (count, *self.generator.shape(size))
-        if tuple(noise.shape) != wanted:
-            raise ValueError(f"noise has shape {list(noise.shape)}, but these {count} images start from {list(wanted)}")
-
     def _features(self, texts: Sequence[str], owner: Tensor, chosen: Chosen) -> tuple[TextFeatures, Tensor]:
         """Each text, once for every choice of adapters that its images make, and which is whose: [images]."""
         found: list[TextFeatures] = []
@@ -381,56 +236,6 @@ class Pipeline:
         encoded = [self.text_encoder.null(1)] if len(said) < len(distinct) else []
         encoded += [self.text_encoder.encode(said)] if said else []
         return _pick(_join(encoded), torch.tensor([distinct.index(text) for text in texts]))
-
-    def _start(
-        self,
-        image: Picture | Sequence[Picture] | None,
-        mask: Picture | Sequence[Picture] | None,
-        strength: float | None,
-        size: tuple[int, int] | None,
-        prompts: int,
-        count: int,
-    ) -> tuple[Init | None, tuple[Tensor, Tensor] | None]:
-        """Where sampling starts, and the pixels to keep (original, mask), from what the user gave."""
-        if image is None:
-            if mask is not None or strength is not None:
-                raise ValueError("mask and strength say what to do with an image: give image= as well")
-            return None, None
-        if not isinstance(self.decoder, ImageEncoder):
-            raise ValueError(f"{type(self.decoder).__name__} cannot encode images, so image= does not work with it")
-        strength = (1.0 if mask is not None else 0.6) if strength is None else strength
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength must be in (0, 1], not {strength}: 1 keeps nothing of the image")
-        pictures = as_images(image, size, prompts, count)
-        latents = self.decoder.encode(pictures).data.float().cpu()
-        latents = latents.expand(count, *latents.shape[1:])
-        if mask is None:
-            return Init(latents, strength), None
-        fresh = as_mask(mask, (pictures.shape[-2], pictures.shape[-1]), prompts, count)
-        small, known = shrink(fresh, latents), None
-        if isinstance(self.generator, Inpainting) and self.generator.inpaints:
-            # As such networks were trained: a mask of whole latents, and grey, 0 in [-1, 1], where it is.
-            small = (F.interpolate(fresh, latents.shape[-2:]) >= 0.5).float()
-            known = self.decoder.encode(torch.where(fresh >= 0.5, 0.5, pictures)).data.float().cpu()
-            known = known.expand(count, *known.shape[1:])
-        return Init(latents, strength, small.expand(count, *small.shape[1:]), known), (pictures, fresh)
-
-    def _painted(
-        self, layout: Picture | Sequence[Picture] | None, size: tuple[int, int] | None, prompts: int, count: int
-    ) -> Tensor | None:
-        """The class of every pixel, [count, height, width]."""
-        if layout is None:
-            return None
-        if not isinstance(self.generator, Mapped) or not self.generator.classes:
-            raise ValueError(f"{self.name} takes no layout: its generator was trained without semantic maps")
-        return as_layout(layout, self.generator.classes, size, prompts, count)
-
-
-def _checked(sampling: Sampling) -> Sampling:
-    if not isinstance(sampling.steps, int) or sampling.steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, not {sampling.steps!r}")
-    find_sampler(sampling.sampler, sampling.eta)  # raises where there is none such
-    return sampling
 
 
 @contextmanager

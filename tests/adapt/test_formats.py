@@ -448,7 +448,7 @@ def test_damaged_files(good: dict[str, Tensor], tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("hello")
     with pytest.raises(ValueError, match="expected .safetensors"):
         read(tmp_path / "text.txt")
-    with pytest.raises(ValueError, match="no LoRA '.*none.safetensors': give a file"):
+    with pytest.raises(ValueError, match="no adapter '.*none.safetensors': give a file"):
         locate(str(tmp_path / "none.safetensors"))
     with pytest.raises(ValueError, match=r"several LoRA files \(cut.bin, cut.safetensors"):
         locate(tmp_path)
@@ -475,7 +475,7 @@ def test_hub_ids(good: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Mo
         locate("owner/style/b/c.safetensors")
     assert asked == ["owner/style", "owner/style: b/c.safetensors"]
     for missing in ("folder/style.safetensors", "./style", "style"):
-        with pytest.raises(ValueError, match="there is no LoRA"):
+        with pytest.raises(ValueError, match="there is no adapter"):
             locate(missing)
     assert len(asked) == 2
 

@@ -237,6 +237,6 @@ def test_command_line(
     wanted = draw(PINK, n=1, adapters={"p1": 0.8, "p2": 1.0}).tensor
     assert (made - wanted).abs().max() <= 1.5 / 255  # half a step more for the PNG
     assert run("generate", PINK, *options, "--lora", "none.safetensors:2") == 2
-    assert "there is no LoRA 'none.safetensors'" in capsys.readouterr().err
+    assert "there is no adapter 'none.safetensors'" in capsys.readouterr().err
     assert run("lora", "report", "--help") == 0
     assert "\n  zoo lora report" in capsys.readouterr().out

@@ -195,7 +195,7 @@ def test_prompts_that_clip_cannot_score(shelf: Path) -> None:
         (["tiny"], {"language": "fr"}, "language must be one of en, zh"),
         (["tiny"], {"repeats": 0}, "repeats=0"),
         (["tiny"], {"n": 0}, "n must be at least 1"),
-        (["tiny+nothing.safetensors"], {}, "tiny.nothing.safetensors: there is no LoRA"),
+        (["tiny+nothing.safetensors"], {}, "tiny.nothing.safetensors: there is no adapter"),
         (["wide[generator=tiny/generator]"], {}, "wide.generator=tiny/generator.: "),
     ],
 )

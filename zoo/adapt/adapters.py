@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adapt import active, lora, prefix
+from zoo.adapt.files import stem
 from zoo.adapt.formats import locate, read
 from zoo.adapt.lora import LoRA
 from zoo.adapt.prefix import Prefix
@@ -85,7 +85,7 @@ class Adapters:
             self._add(name or "lora", "memory", source, None)
             return None
         loras, report = load(locate(source), self.networks(), partial=partial)
-        self._add(name or _stem(source), str(source), loras, report)
+        self._add(name or stem(source), str(source), loras, report)
         return report
 
     def load_prefix(self, source: str | Path | Mapping[str, Prefix], name: str | None = None) -> None:
@@ -93,7 +93,7 @@ class Adapters:
         if isinstance(source, Mapping):
             return self._add(name or "prefix", "memory", source, None)
         part, loaded = Prefix.load(Path(source))
-        self._add(name or _stem(source), str(source), {part: loaded}, None)
+        self._add(name or stem(source), str(source), {part: loaded}, None)
 
     def _add(self, name: str, source: str, modules: Mapping[str, LoRA | Prefix], report: Report | None) -> None:
         if name in self._loaded:
@@ -231,7 +231,3 @@ class Chosen:
             return {}
         alike = all(choice == self.each[0] for choice in self.each)
         return {"adapters": dict(self.each[0]) if alike else [dict(choice) for choice in self.each]}
-
-
-def _stem(source: str | Path) -> str:
-    return re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", str(source).rstrip("/").rpartition("/")[2])

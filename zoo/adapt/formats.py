@@ -97,7 +97,7 @@ def locate(source: str | Path) -> Path:
         owner, *names = str(source).split("/")
         local = isinstance(source, Path) or owner in ("", ".", "..", "~") or not names
         if local or (len(names) == 1 and path.suffix in (".safetensors", *PICKLES)):
-            raise ValueError(f"there is no LoRA {str(source)!r}: give a file, a folder or a hub id (owner/name)")
+            raise ValueError(f"there is no adapter {str(source)!r}: give a file, a folder or a hub id (owner/name)")
         path = _fetch(str(source))
     if path.is_file():
         return path.parent if path.name in WEIGHTS[:2] and (path.parent / CONFIG).is_file() else path

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from einops import rearrange
@@ -21,8 +22,10 @@ from zoo import tensors
 from zoo.adapt.active import strength
 from zoo.adapt.lora import Target
 from zoo.nn.attention import Attention, attend
+from zoo.nn.text import TextAttention
 
-CROSS_ATTENTION = ("*cross_attention",)
+CROSS_ATTENTION = ("*cross_attention",)  # of Stable Diffusion; pixels and text are one attention in the others' U-Nets
+Looking: TypeAlias = Attention | TextAttention
 
 
 class PrefixLayer(nn.Module):
@@ -79,7 +82,7 @@ class Prefix(nn.Module):
         Raises:
             ValueError: a pattern matches no attention, or the features do not fit one.
         """
-        attentions = {name: child for name, child in module.named_modules() if isinstance(child, Attention)}
+        attentions = {name: child for name, child in module.named_modules() if isinstance(child, Looking)}
         wanted = [Target(pattern=pattern) for pattern in patterns]
         for target in wanted:
             if not any(target.matches(name) for name in attentions):
@@ -152,7 +155,7 @@ def inject(module: nn.Module, prefix: Prefix, name: str) -> PrefixInjection:
     modules, faults = dict(module.named_modules()), []
     for where, layer in prefix.layers.items():
         attention = modules.get(where)
-        if not isinstance(attention, Attention):
+        if not isinstance(attention, Looking):
             faults.append(f"{where} is no attention")
         elif (attention.heads, attention.to_q.out_features) != (len(layer.gate), layer.pairs.shape[-1]):
             faults.append(
@@ -195,8 +198,9 @@ class PrefixInjection:
             attention.beside.remove(look)  # type: ignore[union-attr, operator]
 
 
-def _start(name: str, attention: Attention, length: int, features: Tensor | None) -> Tensor:
-    weight = attention.to_k.weight
+def _start(name: str, attention: Looking, length: int, features: Tensor | None) -> Tensor:
+    to_k, to_v = attention.sources
+    weight = to_k.weight
     inner, width = weight.shape
     if features is None:
         return 0.02 * torch.randn(2, length, inner).to(weight.device)
@@ -204,8 +208,8 @@ def _start(name: str, attention: Attention, length: int, features: Tensor | None
         raise ValueError(f"the features have shape {list(features.shape)}, but {name} projects [length, {width}]")
     with torch.no_grad():
         given = features.to(weight)
-        return torch.stack([attention.to_k(given), attention.to_v(given)]).float()
+        return torch.stack([to_k(given), to_v(given)]).float()
 
 
-def _gate(attention: Attention) -> Tensor:
-    return torch.zeros(attention.heads, device=attention.to_k.weight.device)
+def _gate(attention: Looking) -> Tensor:
+    return torch.zeros(attention.heads, device=attention.to_q.weight.device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo import registry
+from zoo.adapt.files import load_all
 from zoo.arguments import as_prompts, as_seeds
 from zoo.clip import Clip
 from zoo.comparison.measure import Memory, evaluations, parameters, release, seconds, steps_in
@@ -29,7 +30,6 @@ from zoo.evaluate.run import LANGUAGES, Pipe, Scores, evaluate
 from zoo.loading import load
 from zoo.pipeline import BATCH, Pipeline, device_of
 
-CLIP = "clip-small"
 Equal = Literal["steps", "time"]
 Settings = dict[str, object]
 
@@ -97,7 +97,7 @@ def compare(
     seeds = as_seeds(seed, 1 if n is None and isinstance(seed, int) else n, 1)
     _check(specs, equal, scored, alignment, language, inception, repeats, settings)
     place = device_of(device)
-    clip = Clip.load(_clip()).to(place)
+    clip = Clip.load(registry.clip()).to(place)
     asked = Asked(
         prompts=asked_prompts,
         seeds=seeds,
@@ -217,11 +217,7 @@ def _measured(spec: Spec, asked: Asked, place: torch.device, equal: Equal | None
 
 def _settings(pipe: Pipeline, spec: Spec, settings: Mapping[str, object]) -> Settings:
     """How one model is called; loads its adapters."""
-    adapters: dict[str, float] = {}
-    for source, strength in spec.adapters:
-        name = f"{Path(source).stem}-{len(adapters) + 1}"
-        pipe.load_lora(source, name=name)
-        adapters[name] = strength
+    adapters = load_all(pipe, spec.adapters)
     said: Settings = {"sampler": spec.sampler, "steps": spec.steps, "adapters": adapters or None}
     return dict(settings) | {name: value for name, value in said.items() if value is not None}
 
@@ -290,13 +286,6 @@ def _alignment(pipe: Pipeline, asked: Asked, how: Settings) -> Scores:
         progress=False,
         **how,  # type: ignore[arg-type]
     )
-
-
-def _clip() -> Path:
-    for shelf in registry.shelves():
-        if (shelf / CLIP / "config.json").is_file():
-            return shelf / CLIP
-    raise ValueError(f"the zoo's CLIP, {CLIP}, which scores pictures, is on none of the shelves of models")
 
 
 def _told(specs: Sequence[Spec], progress: bool) -> Iterator[Spec]:

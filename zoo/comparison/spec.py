@@ -5,7 +5,7 @@ MODEL [PART=CHOICE,...] +ADAPTER:STRENGTH ... @SAMPLER:STEPS        (without the
 stable-diffusion-small                          a name, a folder, a file or a hub id, as for `zoo.load`
 stable-diffusion-small@ddim:10                  by another sampler, in 10 steps
 stable-diffusion-small@:10                      by its own sampler, in 10 steps
-stable-diffusion-small+style.safetensors:0.8    with a LoRA, as for `Pipeline.load_lora`, by default at strength 1
+stable-diffusion-small+style.safetensors:0.8    with a LoRA, a prefix or a word, by default at strength 1
 stable-diffusion-small[decoder=other/decoder]   with a part of another model, or a variant that it declares
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo.adapt.files import split
 from zoo.config import ROLES, Role
 
 GRAMMAR = "MODEL[PART=CHOICE,...]+ADAPTER:STRENGTH@SAMPLER:STEPS"
@@ -94,12 +95,7 @@ def _parts(said: str, text: str | None) -> dict[Role, str]:
 
 
 def _adapter(said: str, text: str) -> tuple[str, float]:
-    source, colon, number = text.rpartition(":")
-    try:
-        strength = float(number) if colon else 1.0
-    except ValueError:  # the colon is the path's own
-        source, strength = text, 1.0
-    source = source if colon else text
+    source, strength = split(text)
     if not source:
         raise ValueError(
             f"cannot read {said!r}: after + comes an adapter's file, folder or hub id, as ADAPTER:STRENGTH"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from zoo.config import ROLES
-from zoo.model_card import table as markdown_table
+from zoo.markdown import table as markdown_table
 
 if TYPE_CHECKING:
     from zoo.comparison.result import Comparison, Row

@@ -1,0 +1,115 @@
+"""What a pipeline can do with adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from zoo.adapt import files
+from zoo.adapt.adapters import Adapters, AdapterStatus, Choice
+from zoo.adapt.formats import locate
+from zoo.adapt.lora import LoRA
+from zoo.adapt.prefix import Prefix
+from zoo.adapt.report import Report
+from zoo.adapt.words import Reader, Word, teach
+from zoo.interface import Adaptable, TextEncoder
+
+
+class Adaptive:
+    """Adapters are loaded once and asked for in each call; words are taught, and prompts say them."""
+
+    text_encoder: TextEncoder
+    _adapters: Adapters
+
+    def load_adapter(self, source: str | Path, *, name: str | None = None) -> str | None:
+        """Load whatever an adapter's file holds: see `load_lora`, `load_prefix`, `load_word`.
+
+        Returns the name by which calls ask for it; None for a word, which prompts say.
+
+        Raises:
+            ValueError: as those three do.
+        """
+        path = locate(source)
+        kind = files.kind(path)
+        if kind == "word":
+            self.load_word(path)
+            return None
+        name = name or files.stem(source)
+        if kind == "prefix":
+            self.load_prefix(path, name=name)
+        else:
+            self.load_lora(source, name=name)
+        return name
+
+    def load_lora(
+        self, source: str | Path | Mapping[str, LoRA], *, name: str | None = None, partial: bool = False
+    ) -> Report | None:
+        """Load a LoRA; it acts in the calls that ask for it, `pipe(prompt, adapters={name: 0.8})`, and in no others.
+
+        source: a file or folder in any of the layouts of `zoo.adapt.formats`, a hub id, one file of a hub repository
+        (`owner/name/file`), or LoRAs by part. name: the file's unless given. partial: load what fits. Returns the
+        report on the file.
+
+        Raises:
+            ValueError: a name that is taken, a damaged file, or one that does not fit; the message names the keys.
+        """
+        return self._adapters.load_lora(source, name, partial=partial)
+
+    def load_prefix(self, source: str | Path | Mapping[str, Prefix], *, name: str | None = None) -> None:
+        """Load a prefix (`zoo.adapt.prefix`), which is then asked for as a LoRA is; it cannot be merged.
+
+        Raises:
+            ValueError: a name that is taken, a damaged file, or one that does not fit.
+        """
+        self._adapters.load_prefix(source, name)
+
+    def load_word(self, source: str | Path | Word) -> str:
+        """Teach the text encoder a word that was learned (`zoo.adapt.words`): prompts that say it mean it from now on.
+
+        Returns the word. Not while calls run.
+
+        Raises:
+            ValueError: a damaged file, or an encoder that it was not learned for.
+        """
+        word = source if isinstance(source, Word) else Word.load(source)
+        teach(cast(Reader, self.text_encoder), word)
+        return word.name
+
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The networks that adapters can be trained for and loaded into, by the names that their files use."""
+        return self._adapters.networks()
+
+    def adapters(self) -> dict[str, AdapterStatus]:
+        """What is loaded, by name: kind, source, adapted modules, and with which strength it is merged, if it is."""
+        return self._adapters.status()
+
+    def report_lora(self, source: str | Path) -> Report:
+        """What of a LoRA file would fit this pipeline, key by key; nothing is loaded.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        return self._adapters.report(source)
+
+    def merge(self, adapters: str | Choice) -> None:
+        """Fold adapters into the weights, in place of those merged before: they act in every call and cost nothing.
+
+        `unmerge` needs the weights of before, so a second copy of the adapted modules is kept. Not while calls run.
+
+        Raises:
+            ValueError: an adapter is not loaded, or is a prefix.
+        """
+        self._adapters.merge(adapters)
+
+    def unmerge(self) -> None:
+        """Put back the weights of before `merge`, to the bit. Not while calls run."""
+        self._adapters.unmerge()
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            ValueError: it is not loaded, or is merged.
+        """
+        self._adapters.unload(name)

@@ -1,0 +1,1 @@
+"""What a call of a pipeline says, checked and made whole before anything is drawn."""

@@ -1,0 +1,99 @@
+"""How a call is sampled: what it says, over what the model says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from torch import Tensor
+
+from zoo.call.abilities import OneSize, Shaped, Staged
+from zoo.diffusion.samplers import find_sampler
+from zoo.interface import Decoder, Generator, Sampling
+
+
+def sampling_of(defaults: Sampling, given: Mapping[str, object]) -> Sampling:
+    """The settings that a call gives, and the defaults where it says None.
+
+    Raises:
+        ValueError: steps or a sampler that cannot be.
+    """
+    said = {key: value for key, value in given.items() if value is not None}
+    return _checked(replace(defaults, **said))  # type: ignore[arg-type]
+
+
+def stages_of(
+    decoder: Decoder, name: str, stages: Mapping[str, Mapping[str, object]] | None, augmentation: float | None
+) -> dict[str, Sampling]:
+    """How each stage of the decoder is sampled in a call of the model `name`.
+
+    Raises:
+        ValueError: it has no such stage, or a stage no such setting.
+    """
+    defaults = dict(decoder.defaults) if isinstance(decoder, Staged) else {}
+    if not defaults and (stages or augmentation is not None):
+        raise ValueError(f"{name} has no stages that are sampled after its generator: leave out stages=")
+    if stages is not None and not isinstance(stages, Mapping):
+        raise ValueError(f"stages are settings by the stages' names ({', '.join(defaults)}), not {stages!r}")
+    for stage, said in (stages or {}).items():
+        if stage not in defaults:
+            raise ValueError(f"{name} has no stage {stage!r}; there are: {', '.join(defaults)}")
+        if not isinstance(said, Mapping):
+            raise ValueError(f'settings of stage {stage!r} are given by name, such as {{"steps": 4}}, not {said!r}')
+        if unknown := said.keys() - {field.name for field in fields(Sampling)}:
+            raise ValueError(f"stage {stage!r} knows no setting {', '.join(sorted(unknown))}")
+        defaults[stage] = replace(defaults[stage], **said)  # type: ignore[arg-type]
+    if augmentation is not None:
+        defaults = {stage: replace(how, augmentation=augmentation) for stage, how in defaults.items()}
+    return {stage: _checked(how) for stage, how in defaults.items()}
+
+
+def size_of(
+    generator: Generator, default: tuple[int, int] | None, height: int | None, width: int | None
+) -> tuple[int, int] | None:
+    """Height and width in pixels: those of a call, over the default ones; None for the generator's own.
+
+    Raises:
+        ValueError: the generator cannot make it.
+    """
+    if height is None and width is None:
+        size = default
+    else:
+        own = default or (height or width or 0, width or height or 0)
+        size = (own[0] if height is None else height, own[1] if width is None else width)
+    if size is not None and min(size) < 1:
+        raise ValueError(f"impossible size {size[0]} x {size[1]}: height and width are counted in pixels, from 1")
+    if isinstance(generator, Shaped):
+        generator.shape(size)  # raises where the generator cannot make it
+    return size
+
+
+def check_size(decoder: Decoder, name: str, size: tuple[int, int] | None) -> None:
+    """The decoder of the model `name` makes pictures of this size.
+
+    Raises:
+        ValueError: it makes those of another one only.
+    """
+    if isinstance(decoder, OneSize) and size not in (None, decoder.size):
+        made, asked = (" x ".join(map(str, sides)) for sides in (decoder.size, size or ()))
+        raise ValueError(f"{name} makes pictures of {made} pixels only, not of {asked}: leave out height= and width=")
+
+
+def check_noise(generator: Generator, noise: Tensor | None, count: int, size: tuple[int, int] | None) -> None:
+    """Initial noise that was given fits what the generator makes.
+
+    Raises:
+        ValueError: its shape does not.
+    """
+    if noise is None or not isinstance(generator, Shaped):
+        return
+    wanted = (count, *generator.shape(size))
+    if tuple(noise.shape) != wanted:
+        raise ValueError(f"noise has shape {list(noise.shape)}, but these {count} images start from {list(wanted)}")
+
+
+def _checked(sampling: Sampling) -> Sampling:
+    if not isinstance(sampling.steps, int) or sampling.steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, not {sampling.steps!r}")
+    find_sampler(sampling.sampler, sampling.eta)  # raises where there is none such
+    return sampling
