@@ -26,6 +26,7 @@ GUIDES = {
     "How the parts fit": "docs/concepts.md",
     "Adapting a model": "docs/adaptation.md",
     "Published checkpoints": "docs/checkpoints.md",
+    "The page": "docs/app.md",
     "Recipes": "recipes/README.md",
     "What was tried": "docs/training.md",
 }
@@ -42,6 +43,7 @@ PAGES = (
 BESIDE = (
     "weights/*/*.png",
     "docs/*.png",
+    "docs/images/*.png",
     "docs/*.gif",
     "docs/*.jpg",
     "recipes/*.toml",

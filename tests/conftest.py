@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,9 +37,8 @@ def captions() -> list[str]:
     return english + ["粉色的蝴蝶,小精灵,卡通", "红色的圆形", "绿色的星星"] * 10
 
 
-@pytest.fixture(scope="session")
-def vocabulary() -> bytes:
-    """A sentencepiece model that knows the words of `captions`."""
+def wordpieces(reserved: Sequence[str] = ()) -> bytes:
+    """A sentencepiece model that knows the words of `captions`, and pieces that are kept free."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(captions()),
@@ -49,6 +48,7 @@ def vocabulary() -> bytes:
         hard_vocab_limit=False,
         character_coverage=1.0,
         normalization_rule_name="nmt_nfkc_cf",
+        user_defined_symbols=list(reserved),
         pad_id=0,
         unk_id=1,
         bos_id=2,
@@ -57,6 +57,12 @@ def vocabulary() -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> bytes:
+    """A sentencepiece model that knows the words of `captions`."""
+    return wordpieces()
 
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -1,10 +1,16 @@
 """The zoo's CLIP against open_clip, and what it says of bad folders."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from transformers import CLIPConfig, CLIPModel
 
-from zoo.clip import from_open_clip, to_open_clip
+from tests.dalle2.unclip import write_clip
+from zoo.clip import Clip, from_open_clip, to_open_clip
+from zoo.config import PartConfig
+from zoo.weights import load_part, save_part
 
 WIDTH, WINDOW, VOCABULARY, END = 64, 16, 100, 3
 
@@ -58,3 +64,17 @@ def test_there_and_back_is_the_identity() -> None:
     back = to_open_clip(from_open_clip(state))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_a_clip_is_stored_as_a_part(tmp_path: Path, vocabulary: bytes) -> None:
+    one = Clip.load(write_clip(tmp_path / "given", vocabulary))
+    config = save_part(tmp_path, one, subfolder="image_encoder")
+    assert config.kind == "clip"
+    again = load_part(tmp_path, config)
+    assert isinstance(again, Clip)
+    assert again.image_space == one.image_space
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(again.encode(images).data, one.encode(images).data)
+    assert torch.equal(again.embed_texts(["a red star"]), one.embed_texts(["a red star"]))
+    with pytest.raises(ValueError, match="takes no arguments, got {'layer': -2}"):
+        load_part(tmp_path, PartConfig.model_validate(config.model_dump() | {"arguments": {"layer": -2}}))

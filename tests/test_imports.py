@@ -24,8 +24,8 @@ def test_import_zoo_imports_nothing_heavy() -> None:
 
 
 def test_families_are_lazy() -> None:
-    assert imported("import zoo.imagen, zoo.dalle2").isdisjoint(HEAVY)
-    for name in ("zoo.imagen", "zoo.dalle2"):
+    assert imported("import zoo.imagen, zoo.dalle2, zoo.gan").isdisjoint(HEAVY)
+    for name in ("zoo.imagen", "zoo.dalle2", "zoo.gan"):
         family = import_module(name)
         for export in family.__all__:
             assert getattr(family, export).__doc__, f"{name}.{export} has no docstring"

@@ -19,6 +19,7 @@ from transformers.models.clip.modeling_clip import CLIPModel
 
 from zoo import tensors
 from zoo.interface import Representation, RepresentationSpec
+from zoo.text.tokenizer import FILE as VOCABULARY
 from zoo.text.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -33,12 +34,15 @@ class Clip(nn.Module):
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(cls, folder: str | Path) -> Clip:
+    def load(cls, folder: str | Path, arguments: Mapping[str, object] | None = None) -> Clip:
         """A folder in the transformers layout (config.json, model.safetensors) with tokenizer/tokenizer.model.
 
         Raises:
-            ValueError: a file is missing or damaged, or tensors are missing, unexpected or misshapen.
+            ValueError: a file is missing or damaged, tensors are missing, unexpected or misshapen, or there are
+                arguments: a CLIP takes none.
         """
+        if arguments:
+            raise ValueError(f"a CLIP takes no arguments, got {dict(arguments)}: its config.json says what it is")
         folder = Path(folder)
         try:
             config = CLIPConfig(**json.loads((folder / "config.json").read_text("utf-8")))
@@ -51,6 +55,15 @@ class Clip(nn.Module):
         model.vision_model.embeddings.position_ids = torch.arange(patches)[None]
         tensors.assign(model, tensors.read(folder / WEIGHTS), source=folder / WEIGHTS)
         return cls(model, Tokenizer.load(folder, config.text_config.max_position_embeddings))
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
+        """Write what `load` reads, tensors as `dtype`; returns no arguments, and the files, relative to `folder`."""
+        files = [Path("config.json"), Path(WEIGHTS), VOCABULARY]
+        (folder / VOCABULARY).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(self.model.config.to_json_string(), "utf-8")
+        (folder / VOCABULARY).write_bytes(self.tokenizer.model)
+        tensors.write(folder / WEIGHTS, self.model.state_dict(), dtype)
+        return {}, files
 
     @cached_property
     def image_space(self) -> str:

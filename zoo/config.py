@@ -64,6 +64,7 @@ class ModelConfig(Strict):
     text_encoder: PartConfig
     generator: PartConfig
     decoder: PartConfig
+    image_encoder: PartConfig | None = None  # the CLIP whose embeddings the decoder reads: what edits look with
     variants: dict[Role, dict[str, PartConfig]] = {}
     defaults: Defaults = Defaults()
     licence: str = "Apache-2.0"

@@ -49,6 +49,20 @@ def check_fit(text_encoder: TextEncoder, generator: Generator, decoder: Decoder,
         )
 
 
+def check_image_encoder(image_encoder: object, decoder: Decoder) -> None:
+    """The decoder reads what this image encoder makes of pictures, as far as it says what that is.
+
+    Raises:
+        ValueError: it does not; the message says what differs, and the mend.
+    """
+    produces = getattr(image_encoder, "produces", decoder.needs)
+    _join(
+        (f"image encoder {type(image_encoder).__name__}", f"decoder {type(decoder).__name__}"),
+        _representation_faults(produces, decoder.needs),
+        "take the CLIP that it was trained with, or the decoder that was trained with this one",
+    )
+
+
 def _join(parts: tuple[str, str], faults: list[str], mend: str) -> None:
     if faults:
         raise ValueError(f"{parts[0]} and {parts[1]} do not fit: {'; '.join(faults)}. To mend it, {mend}.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 Kind: TypeAlias = Literal["latent", "pixels", "clip_image"]
 ANY = "any"  # the space that a part needs which does not say of which weights: then sizes alone are compared
+PIXELS = "rgb"  # pixels in [-1, 1] need no training to be understood: one space for all who make or take them
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,13 @@ class TextEncoder(Protocol):
 
     @property
     def produces(self) -> TextSpec: ...
-    def encode(self, prompts: Sequence[str]) -> TextFeatures: ...
-    def null(self, n: int) -> TextFeatures: ...
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of the prompts, one row each, as `produces` says; a prompt that does not fit is a ValueError."""
+        ...
+
+    def null(self, n: int) -> TextFeatures:
+        """What "no text" is for this encoder, `n` rows of it: the empty prompt, zeros, or a learned vector."""
+        ...
 
 
 @runtime_checkable
@@ -173,7 +179,16 @@ class Generator(Protocol):
         init: Init | None = None,
         layout: Tensor | None = None,  # [batch, height, width] of class numbers: what goes where
         observe: Observer | None = None,
-    ) -> Representation: ...
+    ) -> Representation:
+        """A representation for each row of `text`, as `produces` says.
+
+        text, null: features of one batch; `null` is what guidance leads away from. noise: of as many images. size:
+        (height, width) of the picture in pixels; None is the generator's own.
+
+        Raises:
+            ValueError: a size that cannot be made, or settings out of range.
+        """
+        ...
 
 
 @runtime_checkable
@@ -196,4 +211,12 @@ class Decoder(Protocol):
         sampling: Sequence[Sampling] = (),
         *,
         observe: Observer | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Images [batch, 3, height, width] in [0, 1], of a representation as `needs` says.
+
+        text, null, noise: those that the generator was given, for decoders that read or sample.
+
+        Raises:
+            ValueError: a representation of another shape, or settings out of range.
+        """
+        ...

@@ -12,6 +12,7 @@ import torch
 
 from zoo import config as configs
 from zoo import published, registry, weights
+from zoo.call.abilities import ImageEncoder, OneSize
 from zoo.config import ModelConfig, Role
 from zoo.interface import Decoder, Generator, Sampling, TextEncoder
 from zoo.pipeline import Pipeline, device_of
@@ -76,6 +77,9 @@ class Source(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...
     def part(self, role: Role, variant: str | None) -> object: ...
+    def looks(self) -> object:
+        """The image encoder that belongs to its decoders, if it has one."""
+        ...
 
 
 def load(
@@ -115,9 +119,13 @@ def load(
     chosen: dict[Role, object] = {"text_encoder": text_encoder, "generator": generator, "decoder": decoder}
     labels: dict[Role, str] = {}
     parts: dict[Role, object] = {}
+    looks: object = None  # comes with the decoder; beside a decoder object it is the caller's to set
     for role, choice in chosen.items():
-        parts[role] = _part(source, role, choice, how) if choice is None or isinstance(choice, str) else choice
+        parts[role] = choice
         if choice is None or isinstance(choice, str):
+            owner, name = _owner(source, role, choice, how)
+            parts[role] = owner.part(role, name)
+            looks = owner.looks() if role == "decoder" else looks
             labels[role] = choice if choice and "/" in choice else f"{source.name}/{choice or role}"
     made: object = parts["generator"]
     size: tuple[int, int] | None = source.size
@@ -131,6 +139,7 @@ def load(
         defaults=source.defaults,
         size=size,
         labels=labels,
+        image_encoder=cast("ImageEncoder | None", looks),
     )
     pipeline.to(device, dtype)
     if safety_checker is not None:
@@ -162,6 +171,10 @@ class OwnFolder:
     def part(self, role: Role, variant: str | None) -> object:
         return weights.load_part(self.folder, self.config.part(role, variant))
 
+    def looks(self) -> object:
+        said = self.config.image_encoder
+        return None if said is None else weights.load_part(self.folder, said)
+
 
 @dataclass(frozen=True)
 class PublishedModel:
@@ -189,6 +202,9 @@ class PublishedModel:
             raise ValueError(f"{self.name} has no {role}: {self.assembly.lacking}")
         return part
 
+    def looks(self) -> object:
+        return None  # what published folders have of it is not read
+
 
 def _source(place: Path, how: Reading) -> Source:
     options = {"clip_skip": how.clip_skip} if how.clip_skip else {}
@@ -207,18 +223,20 @@ def _source(place: Path, how: Reading) -> Source:
     return PublishedModel(module.load_folder(place, variant=how.variant, dtype=dtype, **options))
 
 
-def _part(source: Source, role: Role, choice: str | None, how: Reading) -> object:
+def _owner(source: Source, role: Role, choice: str | None, how: Reading) -> tuple[Source, str | None]:
+    """The model that a part comes from, and the variant of the part."""
     if choice is None or "/" not in choice:
-        return source.part(role, choice)
+        return source, choice
     model, _, name = choice.rpartition("/")
-    other = _source(registry.find(model), how)
-    return other.part(role, None if name == role else name)
+    return _source(registry.find(model), how), None if name == role else name
 
 
 def _enlarged(
     generator: object, decoder: object, size: tuple[int, int] | None
 ) -> tuple[object, tuple[int, int] | None]:
     """A generator with a decoder that is not its own: how much that one enlarges, and the size of picture if known."""
+    if isinstance(decoder, OneSize):
+        return generator, decoder.size
     factor = getattr(decoder, "factor", None)
     if not isinstance(generator, Enlargeable) or not isinstance(factor, int):
         return generator, size

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
 from typing import Any
 
+from zoo import unclip_card
 from zoo.config import ModelConfig
+from zoo.markdown import table, with_interval
 
 SPLITS = {"seen": "seen", "held_out": "held out"}
 
@@ -31,20 +32,8 @@ def render(config: ModelConfig) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; numbers with a fraction are written with three digits."""
-    lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _header(config: ModelConfig) -> str:
@@ -89,6 +78,7 @@ def _facts(config: ModelConfig) -> list[tuple[str, str]]:
         ("text encoder", part("text encoder", config.text_encoder.kind)),
         ("generator", part("generator", config.generator.kind)),
         ("decoder", part("decoder", config.decoder.kind)),
+        ("image encoder", config.image_encoder.kind if config.image_encoder else ""),
         ("sampled with", ", ".join(f"{name} {value}" for name, value in settings.items())),
         *((f"{role} variants", ", ".join(parts)) for role, parts in config.variants.items()),
     ]
@@ -123,8 +113,7 @@ def scores(config: ModelConfig) -> str:
     columns = [(split, language) for split in SPLITS for language in ("en", "zh")]
 
     def score(cell: Any, interval: Any, split: str, language: str) -> str:
-        ends = interval.get(split, {}).get(language)
-        return _cell(cell.get(split, {}).get(language)) + (f" ({ends[0]:.2f}–{ends[1]:.2f})" if ends else "")
+        return with_interval(cell.get(split, {}).get(language), interval.get(split, {}).get(language))
 
     rows = [(name, *(score(cell, interval, *column) for column in columns)) for name, cell, interval in cells]
     return table(("task", *(f"{SPLITS[split]}, {language}" for split, language in columns)), rows)
@@ -149,6 +138,9 @@ def _results(config: ModelConfig) -> str:
         sections.append(_maps(results["maps"]))
     if "enlarging" in results:
         sections.append(_enlarging(results["enlarging"]))
+    sections += unclip_card.sections(results)
+    if "rerank" in results:
+        sections.append(_rerank(results["rerank"]))
     measures = [
         ("reconstruction by the VAE on fresh scenes, PSNR in dB", results.get("psnr")),
         ("seconds a picture, warm, on the machine that measured", results.get("seconds_per_image")),
@@ -156,7 +148,8 @@ def _results(config: ModelConfig) -> str:
     for kind in ("text", "image"):
         read = results.get("gates", {}).get(kind, {})
         measures += [(f"read from the {kind} features: {facet}", value) for facet, value in read.items()]
-    told = {"evaluation", "psnr", "seconds_per_image", "gates", "parameters", "editing", "maps", "enlarging"}
+    told = {"evaluation", "psnr", "seconds_per_image", "gates", "parameters", "editing", "maps", "enlarging", "rerank"}
+    told |= unclip_card.SECTIONS.keys()
     measures += flat({name: value for name, value in results.items() if name not in told})
     sections.append(table(("measure", "value"), [row for row in measures if row[1] is not None]))
     return "\n\n".join(sections)
@@ -220,6 +213,21 @@ def _enlarging(found: Any) -> str:
         f"{scenes} fresh scenes, a third of them with held-out combinations, made small and enlarged by the cascade, "
         "by the level of noise on the small picture (`augmentation=`; "
         f"{found['used']:g} unless the call says otherwise).\n\n" + table(("", *(f"{level}" for level in levels)), rows)
+    )
+
+
+def _rerank(found: Any) -> str:
+    """What CLIP's choice among candidates gives."""
+    rows = [
+        ("one candidate", with_interval(found["one"], found["one_interval"])),
+        ("the one that CLIP finds most like its prompt", with_interval(found["best"], found["best_interval"])),
+        ("any of them is right", with_interval(found["any"], found["any_interval"])),
+        ("gained by the choice", with_interval(found["gain"], found["gain_interval"])),
+    ]
+    return (
+        f"### Keeping the best\n\nOf {found['candidates']} candidates for each of {found['prompts']} prompts, drawn at "
+        f"guidance {found['guidance']:g} (`zoo.evaluate.rerank`), with 95 % intervals over prompts.\n\n"
+        + table(("right pictures", "share"), rows)
     )
 
 

@@ -155,7 +155,7 @@ class Pipeline(Adaptive):
         against = as_negatives(negative, len(asked))
         if any(against) and isinstance(self.generator, Negatable) and not self.generator.heeds_negative:
             raise ValueError(
-                f"{self.name} leads away from no text or from nothing, and takes no negative prompt: leave out negative="
+                f"{self.name} leads away from no text or from nothing, and takes no negative prompt: leave negative out"
             )
         sampling = sampling_of(
             self.defaults,

@@ -18,6 +18,7 @@ from pathlib import Path
 CONFIG, INDEX = "config.json", "model_index.json"  # of our own folders, and of published ones
 HERE = Path(__file__).parent
 SINGLE_FILES = (".safetensors", ".ckpt")
+CLIP = "clip-small"  # the zoo's own, by which pictures are scored
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 
 
@@ -208,6 +209,18 @@ def find(
         f"unknown model {name!r}: {hint} A folder, a hub id (owner/name) or a file "
         f"({', '.join(SINGLE_FILES)}) works too."
     )
+
+
+def clip() -> Path:
+    """The folder of the zoo's own CLIP, both towers of it.
+
+    Raises:
+        ValueError: it is not at hand.
+    """
+    for shelf in shelves():
+        if (shelf / CLIP / CONFIG).is_file():
+            return shelf / CLIP
+    raise ValueError(f"the zoo's CLIP, {CLIP}, which scores pictures, is on none of the shelves of models")
 
 
 def clip_tokenizer() -> Path:

@@ -45,15 +45,14 @@ class Result:
     @property
     def images(self) -> list[Image.Image]:
         """The images as PIL RGB."""
-        pixels = (self.tensor.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        return [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
+        return as_pictures(self.tensor)
 
     def sheet(self) -> Image.Image:
         """All images on one contact sheet, a row per prompt."""
         return contact_sheet(self.images, self.prompts)
 
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write every image and a contact sheet as PNG; returns the paths, the sheet last.
+    def save(self, folder: str | os.PathLike[str], *, sheet: Image.Image | None = None) -> list[Path]:
+        """Write every image and a contact sheet, or the sheet that is given, as PNG; returns the paths, the sheet last.
 
         Names tell prompt and seed and end in a mark of model and settings: the same call writes the same names and
         different ones never overwrite each other. Every PNG holds `prompt`, `negative`, `model`, `seed` and `settings`
@@ -70,9 +69,15 @@ class Result:
             _write(image, path, facts | {"settings": json.dumps(self.settings)})
             paths.append(path)
         facts = {"prompt": "\n".join(dict.fromkeys(self.prompts)), "model": self.model}
-        sheet = target / f"contact-sheet-{_mark([path.name for path in paths])}.png"
-        _write(self.sheet(), sheet, facts | {"settings": json.dumps(self.settings)})
-        return [*paths, sheet]
+        last = target / f"contact-sheet-{_mark([path.name for path in paths])}.png"
+        _write(sheet or self.sheet(), last, facts | {"settings": json.dumps(self.settings)})
+        return [*paths, last]
+
+
+def as_pictures(images: Tensor) -> list[Image.Image]:
+    """Images [batch, 3, height, width] in [0, 1] as PIL RGB."""
+    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
 
 
 def _write(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:

@@ -28,6 +28,7 @@ Part: TypeAlias = TextEncoder | Generator | Decoder
 
 CLASSES = {
     "bert-text": "zoo.text.bert:BertTextEncoder",
+    "clip": "zoo.clip:Clip",
     "clip-text": "zoo.text.clip:ClipTextEncoder",
     "t5-text": "zoo.text.t5:T5TextEncoder",
     "latent-diffusion": "zoo.stable_diffusion.parts:LatentGenerator",
@@ -36,10 +37,13 @@ CLASSES = {
     "one-step-prior": "zoo.dalle2.one_step_prior:OneStepPrior",
     "unclip-decoder": "zoo.dalle2.decoder:UnclipDecoder",
     "pixel-diffusion": "zoo.imagen.parts:PixelGenerator",
+    "gan": "zoo.gan.parts:GanGenerator",
     "cascade": "zoo.imagen.parts:CascadeDecoder",
     "karlo": "zoo.dalle2.karlo:KarloDecoder",
     "vae": "zoo.stable_diffusion.parts:VaeDecoder",
 }
+
+LOOKS = "image_encoder"  # the folder of a model's own image encoder, a whole CLIP
 
 
 @runtime_checkable
@@ -75,7 +79,7 @@ def load_part(folder: Path, config: PartConfig) -> Part:
         raise ValueError(f"the arguments of {config.kind!r} in {folder / FILE} are not valid: {faults}") from error
 
 
-def save_part(folder: Path, part: Part, *, subfolder: str = ".", dtype: torch.dtype | None = None) -> PartConfig:
+def save_part(folder: Path, part: object, *, subfolder: str = ".", dtype: torch.dtype | None = None) -> PartConfig:
     """Write a part's files below `folder / subfolder`; returns the config that `load_part` wants.
 
     Raises:
@@ -109,6 +113,7 @@ def save_model(
     generator: Generator,
     decoder: Decoder,
     *,
+    image_encoder: object = None,
     family: str,
     resolution: tuple[int, int],
     name: str | None = None,
@@ -123,6 +128,8 @@ def save_model(
     results: Mapping[str, JsonValue] | None = None,
 ) -> ModelConfig:
     """Write a model folder: the parts' weights as `dtype`, then its card and, last of all, its config.
+
+    image_encoder: the `zoo.clip.Clip` that the decoder was trained with, where it decodes what a CLIP sees.
 
     A folder that is half written cannot be loaded, because its sums do not match.
 
@@ -139,6 +146,7 @@ def save_model(
             "text_encoder": save_part(folder, text_encoder, dtype=dtype),
             "generator": save_part(folder, generator, dtype=dtype),
             "decoder": save_part(folder, decoder, dtype=dtype),
+            "image_encoder": image_encoder and save_part(folder, image_encoder, subfolder=LOOKS, dtype=dtype),
             "defaults": defaults or Defaults(),
             "licence": licence,
             "languages": languages,

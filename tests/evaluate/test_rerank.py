@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import pytest
 import torch
+from torch import Tensor
 
 from tests.dalle2.unclip import towers, write_clip
 from zoo.clip import Clip
 from zoo.evaluate import rerank as module
+from zoo.evaluate.checker import Verdict
+from zoo.evaluate.intervals import of_share
 from zoo.evaluate.rerank import rerank, scores
+from zoo.interface import Representation
 from zoo.pipeline import Pipeline
 from zoo.result import Result
 
@@ -69,3 +76,51 @@ def test_more_cannot_be_kept_than_there_are(result: Result, clip: Clip) -> None:
         rerank(result, clip, keep=3)
     with pytest.raises(ValueError, match="keep must be at least 1"):
         rerank(result, clip, keep=0)
+
+
+class Half:
+    """A pipe whose every other candidate is what CLIP, in the mind of `Oracle`, likes and the checker approves."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[int], object]] = []
+
+    def __call__(
+        self, prompts: Sequence[str], *, n: int, seed: Sequence[int], progress: bool, **more: object
+    ) -> Result:
+        self.calls.append((prompts[0], list(seed), more["guidance"]))
+        pictures = torch.zeros(n, 3, 32, 32)
+        pictures[1::2] = 1.0
+        return Result(pictures, (prompts[0],) * n, tuple(seed), {})
+
+
+class Oracle:
+    """A CLIP that likes bright pictures, or dark ones."""
+
+    def __init__(self, likes: float) -> None:
+        self.likes = likes
+
+    def encode(self, images: Tensor) -> Representation:
+        return Representation(images.mean((1, 2, 3))[:, None], "clip_image", "bright")
+
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        return torch.full((len(prompts), 1), self.likes)
+
+
+@pytest.mark.parametrize(("likes", "best"), [(1.0, 1.0), (-1.0, 0.0)])
+def test_what_the_choice_gives_is_measured(monkeypatch: pytest.MonkeyPatch, likes: float, best: float) -> None:
+    monkeypatch.setattr(module, "judge", lambda picture, scene: Verdict(bool(picture.mean() > 0.5), {}, ()))
+    pipe = Half()
+    found = module.measure(pipe, cast(Clip, Oracle(likes)), prompts=30, candidates=4)
+    assert (found["one"], found["best"], found["any"]) == (0.5, best, 1)
+    assert found["gain"] == best - 0.5
+    assert found["best_interval"] == pytest.approx(of_share(int(30 * best), 30), abs=1e-4)
+    assert found["gain_interval"] == [best - 0.5] * 2, "it is the same for every prompt"
+    assert len(pipe.calls) == 30
+    assert all(len(set(seeds)) == 4 and guidance == 1 for _, seeds, guidance in pipe.calls)
+    assert {prompt.isascii() for prompt, _, _ in pipe.calls} == {True, False}
+    with pytest.raises(ValueError, match="at least 2 of each"):
+        module.measure(pipe, cast(Clip, Oracle(1.0)), candidates=1)
+
+
+def test_the_interval_of_a_gain_is_that_of_prompts() -> None:
+    assert module._around([0.0, 1.0] * 50) == pytest.approx([0.5 - 1.96 * 0.0503, 0.5 + 1.96 * 0.0503], abs=1e-3)

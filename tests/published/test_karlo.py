@@ -330,7 +330,7 @@ def test_variations_of_pictures(
             null,
             null,
             ImageNoise(SEEDS),
-            list(pipe._stages({name: {"steps": n} for name, n in steps.items()}, None).values()),
+            list(pipe.stages({name: {"steps": n} for name, n in steps.items()}).values()),
         )
     same_pictures(found, expected)
     with pytest.raises(ValueError, match="has no generator: it makes variations of pictures"):

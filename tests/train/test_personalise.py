@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 
 import zoo
 from tests.conftest import captions, write_model
+from tests.dalle2 import unclip
 from tests.imagen.conftest import base, stage, t5
+from zoo.adapt.formats import write
+from zoo.adapt.lora import LoRA
 from zoo.adapt.words import Word
 from zoo.config import ROLES
 from zoo.data.folder import ImageFolder
@@ -81,7 +84,7 @@ def words() -> bytes:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, words: bytes) -> Path:
-    """A folder with the models tiny and imagen, five captioned pictures, and a recipe."""
+    """A folder with the models tiny, imagen and dalle2, five captioned pictures, and a recipe."""
     home = tmp_path_factory.mktemp("personal")
     write_model(home / "models" / "tiny", words)
     encoder = t5(words)
@@ -89,6 +92,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, words: bytes) -> Path:
     defaults = {"steps": 2, "guidance": 2.0, "threshold": 1.0}
     imagen = home / "models" / "imagen"
     save_model(imagen, encoder, base(encoder.produces), chain, family="Imagen", resolution=(32, 32), defaults=defaults)
+    clip, text = unclip.towers(unclip.write_clip(home / "clip", words))
+    part = unclip.decoder(clip, text.produces, side=16, upsamplers=[unclip.upsampler()])
+    dalle2 = (text, unclip.prior(clip, text.produces), part)
+    said = {"family": "DALL-E 2", "resolution": (32, 32), "defaults": {"steps": 2}}
+    save_model(home / "models" / "dalle2", *dalle2, image_encoder=clip, **said)
     rng, lines = np.random.default_rng(0), []
     (home / "pictures").mkdir()
     for i in range(5):
@@ -375,6 +383,91 @@ def test_a_stage_is_told_the_smaller_picture(home: Path) -> None:
         learners(pipe)[2].told(learners(pipe)[2].represent(images), pipe.text_encoder.encode(["", ""]))[1].tokens
         is None
     )
+
+
+def test_dalle2_learns_in_its_prior_its_decoder_and_its_upsampler(home: Path) -> None:
+    dalle2 = ["model=dalle2", 'lora.targets={prior=["*.to_q"], unclip=["*attentions*.to_q"], upsampler=["*"]}']
+    learner = task(home, *dalle2)
+    assert [one.name for one in learner.learners] == ["generator", "decoder", "upsampler"]
+    sizes = {name: tuple(data.shape[1:]) for name, data in learner.own.kept.items()}
+    assert sizes == {"generator": (8,), "decoder": (3, 32, 32), "upsampler": (3, 32, 32)}
+    losses = descend(learner, 6)
+    assert losses[-1] < losses[0]
+    for name, lora in learner.trained.model["lora"].items():
+        assert any(layer.up.abs().max() > 0 for layer in lora.layers.values()), name
+    for role, names in (("generator", ["generator"]), ("decoder", ["decoder", "upsampler"])):
+        alone = task(home, "model=dalle2", "method=full", f'full.parts=["{role}"]', "optimiser.lr=1e-3")
+        assert [one.name for one in alone.learners] == names
+        before = weights(alone.pipe)
+        descend(alone, 2)
+        after = weights(alone.pipe)
+        assert {n.partition(".")[0] for n in before if not torch.equal(before[n], after[n])} == {role}
+
+
+def test_the_decoder_is_told_what_clip_sees_in_a_picture(home: Path) -> None:
+    pipe = zoo.load("dalle2", device="cpu")
+    prior, decoder, _ = learners(pipe)
+    images, text = torch.rand(2, 3, 32, 32), pipe.text_encoder.encode([SAID, "a star"])
+    seen = pipe.image_encoder.encode(images).data
+    x0, said = decoder.told(decoder.represent(images), text)
+    assert torch.allclose(x0, torch.nn.functional.avg_pool2d(images, 2) * 2 - 1, atol=1e-6)
+    assert torch.equal(said.vector, torch.cat([seen, text.pooled], dim=1))
+    assert torch.equal(said.tokens, text.tokens)
+    assert torch.allclose(prior.denoiser.network.restore(prior.represent(images)), seen, atol=1e-5)
+    assert not torch.equal(decoder.null(pipe.text_encoder.null(2)).vector, said.vector)
+    pipe.image_encoder = None
+    assert [one.name for one in learners(pipe)] == ["decoder", "upsampler"]
+    with pytest.raises(ValueError, match="came without the CLIP"):
+        learners(pipe)[0].represent(images)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("tiny", ["text_encoder", "unet", "vae"]),
+        ("imagen", ["text_encoder", "unet", "first", "second"]),
+        ("dalle2", ["text_encoder", "prior", "unclip", "upsampler"]),
+    ],
+)
+def test_every_part_of_every_family_is_adapted_by_its_name(home: Path, model: str, names: list[str]) -> None:
+    pipe = zoo.load(model, device="cpu")
+    networks = pipe.adaptable()
+    assert list(networks) == names
+    for name, network in networks.items():
+        made = LoRA.build(network.module, ["*"])
+        for layer in made.layers.values():
+            torch.nn.init.normal_(layer.up)
+        write(home / f"{model}-{name}.safetensors", {name: made})
+        report = pipe.load_lora(home / f"{model}-{name}.safetensors", name=name)
+        assert {match.part for match in report.matched} == {name}
+        assert len(report.matched) == len(made.layers)
+    plain = pipe(SAID, n=1, steps=2, progress=False).tensor
+    for name in names:
+        assert not torch.equal(pipe(SAID, n=1, steps=2, progress=False, adapters={name: 1.0}).tensor, plain), name
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "full"])
+def test_what_dalle2_learned_changes_its_pictures(home: Path, method: str) -> None:
+    targets = {
+        "lora": 'lora.targets={unclip=["*attentions*"], prior=["*.to_q"], upsampler=["*.conv1"]}',
+        "prefix": 'prefix.targets={unclip=["*attentions*"]}',
+        "full": 'full.parts=["decoder", "text_encoder"]',
+    }
+    more = ["model=dalle2", f"method={method}", targets[method], f"out={home / ('dalle2-' + method)}"]
+    folder = run(home / "recipe.toml", [*more, "optimiser.lr=0.02"], device="cpu").folder
+    fresh = zoo.load("dalle2", device="cpu")
+    plain = fresh(SAID, n=1, progress=False).tensor
+    if method == "full":
+        trained = zoo.load(folder, device="cpu")
+        assert trained.image_encoder is not None
+        assert not torch.equal(trained(SAID, n=1, progress=False).tensor, plain)
+        assert trained.text_encoder.produces.space != fresh.text_encoder.produces.space
+        return
+    {"lora": fresh.load_lora, "prefix": fresh.load_prefix}[method](folder / f"{method}.safetensors")
+    parts = {"lora": {"prior", "unclip", "upsampler"}, "prefix": {"unclip"}}
+    assert set(fresh.adapters()[method].modules) == parts[method]
+    assert torch.equal(fresh(SAID, n=1, progress=False).tensor, plain)
+    assert not torch.equal(fresh(SAID, n=1, progress=False, adapters={method: 1.0}).tensor, plain)
 
 
 def test_averaged_weights_are_shown_and_given_back(home: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.dalle2.unclip import prior, towers, write_clip
@@ -24,7 +24,7 @@ from zoo.evaluate.checker import Verdict
 from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import Representation, Sampling, TextFeatures
 from zoo.pipeline import Pipeline
-from zoo.train import RecipeError, cache, pixels, run, text_to_image, unclip
+from zoo.train import RecipeError, TrainingError, cache, pixels, run, text_to_image, unclip
 from zoo.train.recipe import read_toml, validate
 from zoo.weights import load_part
 
@@ -140,6 +140,30 @@ def test_a_decoder_can_start_from_exported_weights(home: Path) -> None:
     before, after = (load_file(home / out / "final" / FILE) for out in ("first", "second"))
     for name in before:
         assert torch.allclose(before[name].float(), after[name].float(), atol=2e-3), name
+
+
+def test_a_decoder_can_start_from_the_base_of_imagen(home: Path) -> None:
+    """Its U-Net is taken, the projection stays new, and a U-Net of another shape is refused."""
+    one, folder = task(home), home / "based"
+    torch.manual_seed(3)
+    base, model = one.build().get_submodule("network.unet"), one.build()
+    projection = {
+        name: tensor.clone() for name, tensor in model.get_submodule("network.projection").state_dict().items()
+    }
+    (folder / "base").mkdir(parents=True)
+    stored = {name: tensor.contiguous() for name, tensor in base.state_dict().items()} | {"pool.query": torch.ones(4)}
+    save_file(stored, folder / "base" / "model.safetensors")
+    one.start(model, folder)
+    for name, tensor in model.get_submodule("network.unet").state_dict().items():
+        assert torch.equal(tensor, stored[name]), name
+    for name, tensor in model.get_submodule("network.projection").state_dict().items():
+        assert torch.equal(tensor, projection[name]), name
+    del stored["head.weight"]
+    save_file(stored, folder / "base" / "model.safetensors")
+    with pytest.raises(ValueError, match="missing"):
+        one.start(model, folder)
+    with pytest.raises(TrainingError, match="decoder"):
+        run(home / "decoder.toml", said(home, "none", f"init={home}"), device="cpu")
 
 
 def test_cached_rows_belong_together(home: Path) -> None:
@@ -287,7 +311,7 @@ def test_the_recipes_of_the_repository_are_small() -> None:
     }
     network = UnclipNetworkConfig.model_validate({"unet": recipe.unet, "projection": projection})
     parameters = sum(p.numel() for p in tensors.on_meta(lambda: UnclipNetwork(network)).parameters())
-    larger = validate(pixels.StageRecipe, read_toml(ROOT / "recipes" / "unclip-upsampler.toml"))
+    larger = validate(pixels.StageRecipe, read_toml(ROOT / "recipes" / "super-resolution.toml"))
     added = sum(p.numel() for p in tensors.on_meta(lambda: EfficientUNet(larger.network)).parameters())
     print(f"\n{parameters:,} parameters, and {added:,} of the upsampler")
     assert 6e6 < parameters < 6.6e6

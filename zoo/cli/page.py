@@ -40,9 +40,7 @@ def page(
     ZOO_APP_PASSWORD=secret zoo app --host 0.0.0.0 --user me
     """
     if (user is None) != (password is None):
-        raise ValueError(
-            "a login is a name and a password: give --user and --password (or ZOO_APP_PASSWORD)"
-        )
+        raise ValueError("a login is a name and a password: give --user and --password (or ZOO_APP_PASSWORD)")
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs gradio: pip install 'zoo-text-to-image[app]'")
     from zoo.app.models import Models

@@ -11,17 +11,13 @@ asks for images that show their text well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from zoo import tensors
-from zoo.dalle2.part import FILE, STAGE, PriorPart, PriorPartConfig
+from zoo.dalle2.part import STAGE, PriorPart, PriorPartConfig
 from zoo.dalle2.quantiser import EmbeddingQuantiser
 from zoo.dalle2.transformer import Cache, CausalTransformer, SequenceConfig
 from zoo.diffusion.noise import INITIAL
@@ -128,34 +124,13 @@ class AutoregressivePrior(PriorPart):
     depends on its own seed alone, but for rounding: a number on the edge of two buckets may fall either way.
     """
 
+    config_type = AutoregressivePriorConfig
+    network_type = AutoregressiveTransformer
     config: AutoregressivePriorConfig
-
-    def __init__(self, network: AutoregressiveTransformer, config: AutoregressivePriorConfig) -> None:
-        super().__init__()
-        self.network = network.requires_grad_(False).eval()
-        self.config = config
-
-    @classmethod
-    def load(cls, folder: Path, arguments: Mapping[str, object]) -> AutoregressivePrior:
-        """The prior of a model folder.
-
-        Raises:
-            ValueError: the arguments or the tensors do not fit, or the file is damaged.
-        """
-        config = AutoregressivePriorConfig.model_validate(arguments)
-        network = tensors.load(lambda: AutoregressiveTransformer(config.network), folder / FILE)
-        return cls(network, config)
-
-    @property
-    def stored(self) -> AutoregressiveTransformer:
-        return self.network
-
-    @property
-    def sequence(self) -> AutoregressiveConfig:
-        return self.config.network
+    network: AutoregressiveTransformer
 
     def shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
-        return (1 + self.sequence.dimensions,)
+        return (1 + self.config.network.dimensions,)
 
     def draw(
         self,
@@ -174,11 +149,11 @@ class AutoregressivePrior(PriorPart):
         assert text.tokens is not None  # checked
         config, rows, weight = self.config, len(text.tokens), self.network.head.weight
         chances = torch.special.ndtr(noise.draw(STAGE, INITIAL, (rows, *self.shape())).double())
-        level = high_level(chances[:, 0], self.sequence.levels, config.top).to(weight.device)
+        level = high_level(chances[:, 0], self.config.network.levels, config.top).to(weight.device)
         branches = 1 if sampling.guidance == 1 else 2
         asked = cast(text if branches == 1 else join(text, null), weight.device, weight.dtype)
         codes, cache = torch.zeros(rows, 0, dtype=torch.long, device=weight.device), Cache()
-        for index in range(self.sequence.dimensions):
+        for index in range(self.config.network.dimensions):
             logits = self.network(codes.repeat(branches, 1), level.repeat(branches), asked, cache)[:, -1].float()
             if branches == 2:
                 given, away = logits.chunk(2)
@@ -187,7 +162,7 @@ class AutoregressivePrior(PriorPart):
             codes = torch.cat([codes, code.to(codes.device)[:, None]], dim=1)
             if observe is not None:
                 so_far = self.network.quantiser.decode(codes)
-                if observe(STAGE, Step(index, float(self.sequence.dimensions - index), so_far, so_far)):
+                if observe(STAGE, Step(index, float(self.config.network.dimensions - index), so_far, so_far)):
                     break
         return self.network.quantiser.decode(codes)
 

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
 from zoo.cascade import Stage
+from zoo.dalle2.keys import UNET
 from zoo.dalle2.projection import ImageProjection, ImageProjectionConfig
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import (
     ANY,
+    Adaptable,
     Conditioning,
     NoiseSource,
     Observer,
@@ -40,6 +42,7 @@ from zoo.interface import (
 from zoo.stages import StagesConfig, load_stages, save_stages
 
 STAGE = "decoder"
+NETWORK = "unclip"  # as adapter files know it; what they call "decoder" is the part, upsamplers included
 FILE = Path(STAGE) / "model.safetensors"
 SAMPLING = Sampling(steps=20, guidance=3.0, threshold=1.0)
 
@@ -178,8 +181,8 @@ class UnclipDecoderConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> UnclipDecoderConfig:
         for stage in self.upsamplers.stages:
-            if stage.name == STAGE:
-                raise ValueError(f"an upsampler cannot be called {STAGE!r}: that is the stage before them all")
+            if stage.name in (STAGE, NETWORK):
+                raise ValueError(f"an upsampler cannot be called {stage.name!r}: that is the stage before them all")
             if stage.text is not None:
                 raise ValueError(f"upsampler {stage.name!r} reads text: DALL-E 2's look at the smaller picture alone")
         return self
@@ -190,9 +193,10 @@ class UnclipDecoder(nn.Module):
 
     def __init__(self, denoiser: Denoiser, config: UnclipConfig, upsamplers: Sequence[Stage] = ()) -> None:
         super().__init__()
-        self.whole = UnclipDecoderConfig(decoder=config, upsamplers=StagesConfig.of(upsamplers))
         self.denoiser = denoiser.requires_grad_(False).eval()
         self.chain = nn.ModuleList(upsamplers)
+        self.config = config
+        _ = self.whole  # raises where stages do not go together
 
     @classmethod
     def of(cls, network: UnclipNetwork, config: UnclipConfig, upsamplers: Sequence[Stage] = ()) -> UnclipDecoder:
@@ -220,8 +224,16 @@ class UnclipDecoder(nn.Module):
         return self.whole.model_dump(mode="json"), [FILE, *save_stages(folder, self.upsamplers, dtype)]
 
     @property
-    def config(self) -> UnclipConfig:
-        return self.whole.decoder
+    def whole(self) -> UnclipDecoderConfig:
+        """Everything about all stages but their weights."""
+        return UnclipDecoderConfig(decoder=self.config, upsamplers=StagesConfig.of(self.upsamplers))
+
+    @property
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The network of small pictures, with what Karlo in diffusers calls its modules, and the upsamplers'."""
+        theirs = {f"unet.{ours}": names for ours, names in UNET.published(self.network.unet).items()}
+        larger = {stage.config.name: Adaptable(stage.denoiser.network, {}) for stage in self.upsamplers}
+        return {NETWORK: Adaptable(self.network, theirs)} | larger
 
     @property
     def network(self) -> UnclipNetwork:

@@ -1,11 +1,12 @@
 """What only DALL-E 2 can do with a picture, for it has its meaning and its noise apart (arXiv 2204.06125, section 3).
 
-The meaning is the CLIP image embedding, which `clip`, the CLIP that the pipeline was trained with, makes of a picture;
-the noise is what deterministic sampling makes the picture of, given the embedding. Between and beside embeddings lie
-other pictures. Captions are not read in any of this.
+The meaning is the CLIP image embedding, which the pipeline's `image_encoder`, the CLIP that it was trained with, makes
+of a picture; the noise is what deterministic sampling makes the picture of, given the embedding. Between and beside
+embeddings lie other pictures. Captions are not read in any of this.
 
-Results name in their settings what was done. Stages are set as in a call of the pipeline; `stages={"decoder": ...}` is
-about the decoder's own small pictures, and where those are inverted it says how, both ways.
+Results name in their settings what was done, and pictures by their fingerprints. Stages are set as in a call of the
+pipeline; `stages={"decoder": ...}` is about the decoder's own small pictures, and where those are inverted it says how,
+both ways.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo import tensors
 from zoo.arguments import Picture, as_images, as_seeds
 from zoo.cascade import shrunk
 from zoo.dalle2.decoder import STAGE, UnclipDecoder
@@ -28,7 +30,7 @@ from zoo.interface import NoiseSource, Representation, Sampling
 from zoo.result import Result
 
 if TYPE_CHECKING:
-    from zoo.pipeline import ImageEncoder, Pipeline
+    from zoo.pipeline import Pipeline
 
 Stages: TypeAlias = Mapping[str, Mapping[str, object]]
 
@@ -38,16 +40,19 @@ INVERTED = Sampling(steps=50, sampler="ddim", guidance=1.0)  # of the decoder's 
 
 @dataclass(frozen=True)
 class Inversion:
-    """A picture as meaning and noise: `representation` and `noise`, both of a batch of one, and how to join them."""
+    """A picture as meaning and noise: `representation` and `noise`, both of a batch of one, and how to join them.
+
+    picture: its fingerprint, by which results tell one picture's edits from another's.
+    """
 
     representation: Representation
     noise: Tensor
     sampling: Sampling
+    picture: str = ""
 
 
 def variations(
     pipe: Pipeline,
-    clip: ImageEncoder,
     image: Picture,
     n: int = 4,
     *,
@@ -61,14 +66,14 @@ def variations(
     there on: 0 gives the picture back, 1 keeps little more than its meaning.
 
     Raises:
-        ValueError: a pipeline of another family, a CLIP that it was not trained with, or a setting that cannot be.
+        ValueError: a pipeline of another family or without its CLIP, or a setting that cannot be.
     """
     seeds = as_seeds(seed, n, 1)
-    did: dict[str, object] = {"edit": "variations", "eta": eta}
+    did: dict[str, object] = {"edit": "variations", "picture": _mark(pipe, image), "eta": eta}
     if eta is None:
-        meaning = clip.encode(_fitted(pipe, image))
+        meaning = _meaning(pipe, _fitted(pipe, image))
         return _drawn(pipe, _all_of(meaning, n), seeds, _fresh(pipe, stages), ["variation"] * n, did)
-    start = invert(pipe, clip, image, stages=stages)
+    start = invert(pipe, image, stages=stages)
     chain = _inverted(pipe, stages)
     chain[STAGE] = replace(start.sampling, eta=eta)
     noise = start.noise.expand(n, -1, -1, -1)
@@ -77,7 +82,6 @@ def variations(
 
 def interpolate(
     pipe: Pipeline,
-    clip: ImageEncoder,
     first: Picture,
     last: Picture,
     n: int = 5,
@@ -98,12 +102,13 @@ def interpolate(
         raise ValueError(f"an interpolation shows both its ends: n must be at least 2, not {n}")
     shares = torch.linspace(0, 1, n, dtype=torch.float64)
     labels = [f"{share:.2f}" for share in shares.tolist()]
-    did: dict[str, object] = {"edit": "interpolate", "inverted": inverted}
+    marks = [_mark(pipe, picture) for picture in (first, last)]
+    did: dict[str, object] = {"edit": "interpolate", "pictures": marks, "inverted": inverted}
     seeds = as_seeds([seed] * n, n, 1)
     if not inverted:
-        ends = [clip.encode(_fitted(pipe, picture)) for picture in (first, last)]
+        ends = [_meaning(pipe, _fitted(pipe, picture)) for picture in (first, last)]
         return _drawn(pipe, _between(ends[0], ends[1].data, shares), seeds, _fresh(pipe, stages), labels, did)
-    a, b = (invert(pipe, clip, picture, stages=stages) for picture in (first, last))
+    a, b = (invert(pipe, picture, stages=stages) for picture in (first, last))
     noise = slerp(a.noise, b.noise, shares)
     meanings = _between(a.representation, b.representation.data, shares)
     return _drawn(pipe, meanings, seeds, _inverted(pipe, stages), labels, did, noise)
@@ -111,7 +116,6 @@ def interpolate(
 
 def text_diff(
     pipe: Pipeline,
-    clip: ImageEncoder,
     image: Picture,
     from_prompt: str,
     to_prompt: str,
@@ -138,12 +142,13 @@ def text_diff(
     difference = said[1] - said[0]
     if float(difference.norm()) < 1e-4:
         raise ValueError(f"{from_prompt!r} and {to_prompt!r} say the same to this text encoder: there is no difference")
-    start = invert(pipe, clip, image, stages=stages)
+    start = invert(pipe, image, stages=stages)
     meaning = start.representation.data.float()
     towards = F.normalize(difference, dim=0).to(meaning) * meaning.norm(dim=1, keepdim=True)
     turned = _between(start.representation, towards, torch.tensor(strengths, dtype=torch.float64))
     count = len(strengths)
-    did: dict[str, object] = {"edit": "text_diff", "from": from_prompt, "to": to_prompt, "strength": strengths}
+    did: dict[str, object] = {"edit": "text_diff", "picture": start.picture}
+    did |= {"from": from_prompt, "to": to_prompt, "strength": strengths}
     labels = [f"{from_prompt} -> {to_prompt} ({s:g})" for s in strengths]
     noise = start.noise.expand(count, -1, -1, -1)
     return _drawn(pipe, turned, as_seeds([seed] * count, count, 1), _inverted(pipe, stages), labels, did, noise)
@@ -151,7 +156,6 @@ def text_diff(
 
 def invert(
     pipe: Pipeline,
-    clip: ImageEncoder,
     image: Picture,
     *,
     refinements: int = REFINEMENTS,
@@ -167,7 +171,7 @@ def invert(
     """
     decoder, pictures = _decoder(pipe), _fitted(pipe, image)
     sampling = _inverted(pipe, stages)[STAGE]
-    meaning, nothing = clip.encode(pictures), pipe.text_encoder.null(1)
+    meaning, nothing = _meaning(pipe, pictures), pipe.text_encoder.null(1)
     small = shrunk(pictures * 2 - 1, decoder.factor)
     noise = inversion.invert(
         decoder.denoiser,
@@ -177,7 +181,7 @@ def invert(
         sampling,
         refinements=refinements,
     )
-    return Inversion(meaning, noise.cpu(), sampling)
+    return Inversion(meaning, noise.cpu(), sampling, _mark(pipe, image))
 
 
 def regenerate(pipe: Pipeline, start: Inversion, *, seed: int = 0, stages: Stages | None = None) -> Result:
@@ -189,7 +193,8 @@ def regenerate(pipe: Pipeline, start: Inversion, *, seed: int = 0, stages: Stage
     chain = _fresh(pipe, stages)
     chain[STAGE] = start.sampling
     seeds = as_seeds([seed], 1, 1)
-    return _drawn(pipe, start.representation, seeds, chain, ["regenerated"], {"edit": "regenerate"}, start.noise)
+    did = {"edit": "regenerate", "picture": start.picture}
+    return _drawn(pipe, start.representation, seeds, chain, ["regenerated"], did, start.noise)
 
 
 @torch.no_grad()
@@ -226,15 +231,27 @@ def _decoder(pipe: Pipeline) -> UnclipDecoder:
     return pipe.decoder
 
 
+def _meaning(pipe: Pipeline, pictures: Tensor) -> Representation:
+    if pipe.image_encoder is None:
+        raise ValueError(
+            f"{pipe.name} came without the CLIP that it was trained with: set pipe.image_encoder to it, a zoo.clip.Clip"
+        )
+    return pipe.image_encoder.encode(pictures)
+
+
 def _fitted(pipe: Pipeline, image: Picture) -> Tensor:
     """The picture as large as the pipeline's own, [1, 3, height, width] in [0, 1]."""
     return as_images(image, _decoder(pipe).size, 1, 1)
 
 
+def _mark(pipe: Pipeline, image: Picture) -> str:
+    return tensors.fingerprint({"picture": _fitted(pipe, image)})
+
+
 def _fresh(pipe: Pipeline, stages: Stages | None) -> dict[str, Sampling]:
     """How each stage is sampled from fresh noise: as in a call of the pipeline."""
     _decoder(pipe)
-    return pipe._stages(stages, None)
+    return pipe.stages(stages)
 
 
 def _inverted(pipe: Pipeline, stages: Stages | None) -> dict[str, Sampling]:

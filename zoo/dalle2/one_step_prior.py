@@ -6,16 +6,12 @@ loss of CLIP's own kind keeps what it says near its text: without it, regression
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from zoo import tensors
-from zoo.dalle2.part import FILE, STAGE, PriorPart, PriorPartConfig
+from zoo.dalle2.part import STAGE, PriorPart, PriorPartConfig
 from zoo.dalle2.prior import PriorConfig, PriorTransformer
 from zoo.diffusion.noise import INITIAL
 from zoo.diffusion.ports import cast, choose, join
@@ -38,34 +34,10 @@ class OneStepPriorConfig(PriorPartConfig):
 class OneStepPrior(PriorPart):
     """Text features to CLIP image embeddings [batch, embedding], in one pass of the network."""
 
+    config_type = OneStepPriorConfig
+    network_type = PriorTransformer
     config: OneStepPriorConfig
-
-    def __init__(self, network: PriorTransformer, config: OneStepPriorConfig) -> None:
-        super().__init__()
-        self.network = network.requires_grad_(False).eval()
-        self.config = config
-
-    @classmethod
-    def load(cls, folder: Path, arguments: Mapping[str, object]) -> OneStepPrior:
-        """The prior of a model folder.
-
-        Raises:
-            ValueError: the arguments or the tensors do not fit, or the file is damaged.
-        """
-        config = OneStepPriorConfig.model_validate(arguments)
-        network = tensors.load(lambda: PriorTransformer(config.network), folder / FILE)
-        return cls(network, config)
-
-    @property
-    def stored(self) -> PriorTransformer:
-        return self.network
-
-    @property
-    def sequence(self) -> PriorConfig:
-        return self.config.network
-
-    def shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
-        return (self.sequence.embedding,)
+    network: PriorTransformer
 
     def draw(
         self,
@@ -112,7 +84,8 @@ def loss(
     Args:
         embeddings: of images, in the units of CLIP [batch, embedding]; the error is that of standardised ones.
         scale: CLIP's own logit scale.
-        null, dropout: the share of texts replaced by `null`, which have no text to be near to and are not contrasted.
+        null: no text, which images are not contrasted with.
+        dropout: the share of texts replaced by `null`, in [0, 1].
         generator: fixes noise and dropout; the same on every device if it is a CPU generator.
     """
     device = embeddings.device

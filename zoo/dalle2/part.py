@@ -7,9 +7,10 @@ the caption's CLIP text embedding is the greatest is kept (arXiv 2204.06125, sec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from zoo import tensors
 from zoo.dalle2.transformer import SequenceConfig
 from zoo.interface import (
+    Adaptable,
     Conditioning,
     Init,
     NoiseSource,
@@ -41,6 +43,7 @@ class PriorPartConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    network: SequenceConfig
     text: TextSpec
     image_space: str  # of the CLIP image embeddings it makes: `zoo.clip.Clip.image_space`
     candidates: int = Field(2, ge=1)  # drawn for each image, of which the one most like its text is kept
@@ -73,23 +76,46 @@ class CandidateNoise:
 
 
 class PriorPart(nn.Module, ABC):
-    """Text features to CLIP image embeddings [batch, embedding]."""
+    """Text features to CLIP image embeddings [batch, embedding]; a prior of its own says what its two types are."""
 
+    config_type: ClassVar[type[PriorPartConfig]]
+    network_type: ClassVar[type[nn.Module]]
     config: PriorPartConfig
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, config: PriorPartConfig) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.config = config
+
+    @classmethod
+    def of(cls, network: Any, config: Any) -> Self:
+        """The prior of a network that was trained as `config` says."""
+        return cls(network, config)
+
+    @classmethod
+    def load(cls, folder: Path, arguments: Mapping[str, object]) -> Self:
+        """The prior of a model folder.
+
+        Raises:
+            ValueError: the arguments or the tensors do not fit, or the file is damaged.
+        """
+        config = cls.config_type.model_validate(arguments)
+        return cls.of(tensors.load(lambda: cls.network_type(config.network), folder / FILE), config)
 
     @property
-    @abstractmethod
     def stored(self) -> nn.Module:
         """The network with its statistics: what `save` writes."""
+        return self.network
 
     @property
-    @abstractmethod
-    def sequence(self) -> SequenceConfig:
-        """The config of the network."""
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The network, known by its own names."""
+        return {"prior": Adaptable(self.stored, {})}
 
-    @abstractmethod
     def shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """The shape, without the batch, of the noise that a candidate begins with, the same for images of any size."""
+        return (self.config.network.embedding,)
 
     @abstractmethod
     def draw(
@@ -115,7 +141,7 @@ class PriorPart(nn.Module, ABC):
 
     @property
     def produces(self) -> RepresentationSpec:
-        return RepresentationSpec("clip_image", (self.sequence.embedding,), self.config.image_space)
+        return RepresentationSpec("clip_image", (self.config.network.embedding,), self.config.image_space)
 
     @torch.no_grad()
     def generate(
@@ -144,7 +170,7 @@ class PriorPart(nn.Module, ABC):
         if init is not None and init.mask is not None:
             raise ValueError("a prior makes embeddings, which have no places: leave out mask=")
         given, away = (Conditioning(tokens=t.tokens, mask=t.mask, vector=t.pooled) for t in (text, null))
-        _, vector = self.sequence.check(given, len(text.tokens))
+        _, vector = self.config.network.check(given, len(text.tokens))
         stopped = False
 
         def watch(stage: str, step: Step) -> bool:

@@ -11,22 +11,19 @@ with the weights, as in Karlo; the paper's single factor of 17.2 is the case of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from zoo import tensors
-from zoo.dalle2.part import FILE, STAGE, PriorPart, PriorPartConfig
+from zoo.dalle2.part import STAGE, PriorPart, PriorPartConfig
 from zoo.dalle2.transformer import CausalTransformer, SequenceConfig
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
-from zoo.interface import Conditioning, Init, NoiseSource, Observer, Prediction, Sampling
+from zoo.interface import Adaptable, Conditioning, Init, NoiseSource, Observer, Prediction, Sampling
 from zoo.nn.embeddings import VectorEmbedding, sinusoidal
 
 
@@ -154,10 +151,12 @@ class DiffusionPriorConfig(PriorPartConfig):
 class DiffusionPrior(PriorPart):
     """Text features to CLIP image embeddings [batch, embedding], by sampling the diffusion prior."""
 
+    config_type = DiffusionPriorConfig
+    network_type = PriorTransformer
     config: DiffusionPriorConfig
 
     def __init__(self, denoiser: Denoiser, config: DiffusionPriorConfig) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.denoiser = denoiser.requires_grad_(False).eval()
         self.config = config
 
@@ -168,27 +167,16 @@ class DiffusionPrior(PriorPart):
         denoiser = Denoiser(*how) if config.clamp is None else ClampedDenoiser(*how, clamp=config.clamp)
         return cls(denoiser, config)
 
-    @classmethod
-    def load(cls, folder: Path, arguments: Mapping[str, object]) -> DiffusionPrior:
-        """The prior of a model folder.
-
-        Raises:
-            ValueError: the arguments or the tensors do not fit, or the file is damaged.
-        """
-        config = DiffusionPriorConfig.model_validate(arguments)
-        network = tensors.load(lambda: PriorTransformer(config.network), folder / FILE)
-        return cls.of(network, config)
-
     @property
     def stored(self) -> PriorTransformer:
         return cast(PriorTransformer, self.denoiser.network)
 
     @property
-    def sequence(self) -> PriorConfig:
-        return self.config.network
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The network, and what diffusers calls its modules."""
+        from zoo.dalle2.prior_keys import PRIOR
 
-    def shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
-        return (self.sequence.embedding,)
+        return {"prior": Adaptable(self.stored, PRIOR.published(self.stored))}
 
     def draw(
         self,

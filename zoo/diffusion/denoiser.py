@@ -28,14 +28,17 @@ ROUNDING: dict[Times, Callable[[Tensor], Tensor]] = {
 
 
 def target(kind: Target, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network of this kind should say about alpha x0 + sigma noise; v is that of arXiv 2202.00512."""
+    """What a network of this kind should say about alpha x0 + sigma noise [batch, ...]; v is that of arXiv 2202.00512.
+
+    x0 and noise [batch, ...]; alpha and sigma broadcastable to them, as `Denoiser.levels` gives them.
+    """
     if kind == "epsilon":
         return noise
     return x0 if kind == "x0" else alpha * noise - sigma * x0
 
 
 def clean(kind: Target, raw: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The x0 that a raw output of this kind means for the state x.
+    """The x0 [batch, ...] that a raw output of this kind means for the state x, both [batch, ...].
 
     Noise tells nothing about x0 where alpha = 0: there the estimate from epsilon is 0, the mean of centred data.
     """
@@ -124,7 +127,7 @@ class Denoiser(nn.Module):
     def interpret(
         self, raw: Tensor, values: Tensor | None, x: Tensor, t: Tensor | float, s: float | None = None
     ) -> Prediction:
-        """What the output (raw, values) of `forward` means."""
+        """What the output (raw, values) of `forward` means; raw, values and x are [batch, ...]."""
         alpha, sigma = self.levels(t, x)
         x0 = clean(self.prediction, raw, x, alpha, sigma)
         return Prediction(x0, raw, self.log_variance(values, x, t, s))
@@ -147,7 +150,10 @@ class Denoiser(nn.Module):
         return large if values is None else torch.lerp(small, large, (values + 1) / 2)
 
     def log_variance_bounds(self, t: Tensor | float, s: float | None = None) -> tuple[Tensor, Tensor]:
-        """log of the posterior variance and of beta for the step t -> s (default the time before t); float64."""
+        """log of the posterior variance and of beta for the step t -> s (default the time before t).
+
+        Both in the shape of t, float64 on the CPU; for one number, a scalar.
+        """
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         end = t.ceil() - 1 if s is None else torch.full_like(t, s)
         large = _betas(self.schedule, t, end)

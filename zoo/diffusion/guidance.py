@@ -70,7 +70,10 @@ def guided(denoiser: Denoiser, conditioning: Conditioning, null: Conditioning | 
 
 
 def rescaled(raw: Tensor, given: Tensor, share: float) -> Tensor:
-    """`raw` with each image's standard deviation brought a `share` of the way to that of `given` (arXiv 2305.08891)."""
+    """`raw` with each image's standard deviation brought a `share` of the way to that of `given` (arXiv 2305.08891).
+
+    Both [batch, ...]; `share` in [0, 1], 0 leaves `raw` as it is.
+    """
     ratio = _per_image(given.flatten(1).std(1), raw) / _per_image(raw.flatten(1).std(1), raw).clamp(min=1e-12)
     return raw * (share * ratio + 1 - share)
 

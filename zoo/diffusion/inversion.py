@@ -61,7 +61,7 @@ def invert(
 
 
 def walk(predict: Predict, x: Tensor, grid: Grid, refinements: int = REFINEMENTS) -> Iterator[Step]:
-    """The steps from `x`, at the grid's end, back to its beginning; each one's state is that at its time.
+    """The steps from `x` [batch, ...], at the grid's end, back to its beginning; each one's state is that at its time.
 
     Raises:
         ValueError: a grid of one step from pure noise, of which the data tell nothing.

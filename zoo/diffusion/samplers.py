@@ -1,7 +1,8 @@
 """Samplers: pure generators that walk a grid from noise to data and yield every step.
 
-`predict(x, t)` gives the clean estimate x0, `noise(i)` the random numbers of step i. A step goes from point a to the
-less noisy b. Formulas are in alpha, sigma, lambda, arranged so that nothing is infinite at alpha_a = 0 or sigma_b = 0.
+States x and clean estimates x0 are [batch, ...] of one shape, whatever the data are: latents, pixels, embeddings.
+`predict(x, t)` gives x0, `noise(i)` the random numbers of step i, standard normal. A step goes from point a to the less
+noisy b. Formulas are in alpha, sigma, lambda, arranged so that nothing is infinite at alpha_a = 0 or sigma_b = 0.
 To add a sampler, write one function here and name it in `SAMPLERS`.
 """
 

@@ -127,7 +127,7 @@ class Schedule:
         return torch.where(t < 0, math.inf, between)
 
     def at(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at times t (any shape, as in `lambda_at`), float64 on the CPU."""
+        """alpha and sigma, both in [0, 1], at times t (any shape, as in `lambda_at`), float64 on the CPU."""
         twice = 2 * self.lambda_at(t)
         return torch.sigmoid(twice).sqrt(), torch.sigmoid(-twice).sqrt()
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.captions import Language, caption
-from zoo.data.draw import render
-from zoo.data.scenes import random_scene
 from zoo.evaluate.checker import judge
 from zoo.evaluate.distances import psnr
+from zoo.evaluate.fresh_scenes import fresh
 
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of noise-conditioning augmentation, in a sweep
 
 Enlarge = Callable[[Tensor, Sequence[str], Sequence[int]], Tensor]
@@ -40,19 +36,13 @@ def measure(
 
     They are drawn at `size` pixels and made smaller by `factor`; every other prompt is Chinese.
     """
-    rng = np.random.default_rng(seed)
-    scenes = [random_scene(rng, split="dev" if i % 3 == 2 else "train") for i in range(n)]
     right: list[bool] = []
     ratios, shifts = [], []
-    for start in range(0, n, batch):
-        rows = range(start, min(start + batch, n))
-        drawn = np.stack([render(scenes[i], size) for i in rows])
-        true = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
-        small = F.avg_pool2d(true, factor)
-        said = [caption(scenes[i], LANGUAGES[i % 2], np.random.default_rng([seed, i]), full=True) for i in rows]
-        large = enlarge(small, said, [seed + i for i in rows]).float().cpu()
-        right += [judge(picture, scenes[i].describe()).ok for i, picture in zip(rows, large, strict=True)]
-        ratios.append(psnr(large, true))
+    for part in fresh(n, seed, size=size).split(batch):
+        small = F.avg_pool2d(part.pictures, factor)
+        large = enlarge(small, part.prompts, part.seeds).float().cpu()
+        right += [judge(picture, scene.describe()).ok for picture, scene in zip(large, part.scenes, strict=True)]
+        ratios.append(psnr(large, part.pictures))
         shifts.append((F.avg_pool2d(large, factor) - small).abs().flatten(1).mean(1) * 255)
     return Enlarging(
         ok=sum(right) / n, psnr=float(torch.cat(ratios).mean()), colour_error=float(torch.cat(shifts).mean()), scenes=n

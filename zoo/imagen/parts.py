@@ -20,7 +20,10 @@ from zoo.diffusion.inputs import check_size
 from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
+from zoo.imagen.keys import IF
 from zoo.interface import (
+    PIXELS,
+    Adaptable,
     Conditioning,
     Init,
     NoiseSource,
@@ -34,7 +37,6 @@ from zoo.interface import (
 from zoo.stages import StagesConfig, load_stages, save_stages
 
 BASE = Path("base") / "model.safetensors"
-PIXELS = "rgb"  # pixels in [-1, 1] need no training to be understood: one space for all who make or take them
 
 
 class BaseConfig(BaseModel):
@@ -94,6 +96,12 @@ class PixelGenerator(nn.Module):
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
         tensors.write(folder / BASE, self.denoiser.network.state_dict(), dtype)
         return self.config.model_dump(mode="json"), [BASE]
+
+    @property
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The U-Net, and what adapter files of DeepFloyd IF call its modules."""
+        network = self.denoiser.network
+        return {"unet": Adaptable(network, IF.published(network))}
 
     @property
     def needs(self) -> TextSpec:
@@ -185,6 +193,11 @@ class CascadeDecoder(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
         return CascadeConfig.of(self.stages).model_dump(mode="json"), save_stages(folder, self.stages, dtype)
+
+    @property
+    def adaptable(self) -> dict[str, Adaptable]:
+        """The network of each stage by the stage's name, known by its own names."""
+        return {stage.config.name: Adaptable(stage.denoiser.network, {}) for stage in self.stages}
 
     @property
     def stages(self) -> list[Stage]:

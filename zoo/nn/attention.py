@@ -29,7 +29,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, upcas
 
     Args:
         q: queries [batch, heads, queries, width].
-        k, v: keys and values [batch, heads, keys, width].
+        k: keys [batch, heads, keys, width].
+        v: values [batch, heads, keys, width].
         mask: True (or nonzero) where a query may look, broadcastable to [batch, heads, queries, keys]; a query that
             may look nowhere gets the mean of all values.
         upcast: hold the scores in float32. Fused kernels always do; the plain operations do it when asked.
@@ -96,8 +97,13 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(source, inner, bias=bias)
         self.to_out = nn.Linear(inner, width)
 
+    @property
+    def sources(self) -> tuple[nn.Linear, nn.Linear]:
+        """What makes keys and values of the context."""
+        return self.to_k, self.to_v
+
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """`mask` [batch, keys] is True for the keys that may be looked at."""
+        """Tokens like x [batch, n, width]; `mask` [batch, keys] is True for the keys that may be looked at."""
         source = x if context is None else context
         q, k, v = (
             rearrange(t, "b n (h d) -> b h n d", h=self.heads)

@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
     convolution. The sum of the branches is multiplied by `scale`: 1/sqrt 2 keeps its variance.
 
     Raises:
-        ValueError: `scale_shift` without a `time_width`, or a block with a time port that is not told the time.
+        ValueError: `scale_shift` without a `time_width`.
     """
 
     def __init__(
@@ -53,6 +53,11 @@ class ResidualBlock(nn.Module):
         self.shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """`time` [batch, time_width], after its nonlinearity, where the block has a port for it.
+
+        Raises:
+            ValueError: the block has a time port and is not told the time.
+        """
         h = self.conv1(self._resampled(self.activation(self.norm1(x))))
         if self.time is None:
             h = self.norm2(h)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.nn.attention import attend
+from zoo.nn.attention import Beside, attend
 
 TextNorm = Literal["layer", "group"]
 
@@ -42,6 +42,7 @@ class TextAttention(nn.Module):
         if context_width is None and not self_attention:
             raise ValueError("this attention would look at nothing: give a context_width or self_attention=True")
         self.heads, inner = heads, heads * head_width
+        self.beside: list[Beside] = []  # adapters, as in `Attention`
         self.norm = nn.GroupNorm(groups, channels, eps)
         self.to_q = nn.Linear(channels, inner)
         self.to_k = nn.Linear(channels, inner) if self_attention else None
@@ -56,7 +57,11 @@ class TextAttention(nn.Module):
         self.to_out = nn.Linear(inner, channels)
 
     def forward(self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """`mask` [batch, length] is True for the tokens that may be seen; pixels always are."""
+        """Pixels like x; `mask` [batch, length] is True for the tokens that may be seen; pixels always are.
+
+        Raises:
+            ValueError: no text for an attention that was built to look at it.
+        """
         pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")
         keys, values = [], []
         if self.text_k is not None and self.text_v is not None:
@@ -76,8 +81,19 @@ class TextAttention(nn.Module):
             rearrange(part, "b n (h d) -> b h n d", h=self.heads)
             for part in (self.to_q(pixels), torch.cat(keys, dim=1), torch.cat(values, dim=1))
         )
-        out = self.to_out(rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)"))
+        seen = attend(q, k, v, mask)
+        for look in self.beside:
+            seen = look(q, seen)
+        out = self.to_out(rearrange(seen, "b h n d -> b n (h d)"))
         return x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
+
+    @property
+    def sources(self) -> tuple[nn.Linear, nn.Linear]:
+        """What makes keys and values: of the text, or of the pixels where no text is read."""
+        k, v = (self.to_k, self.to_v) if self.text_k is None else (self.text_k, self.text_v)
+        assert k is not None  # one of the two pairs is there
+        assert v is not None
+        return k, v
 
     def _normed(self, text: Tensor) -> Tensor:
         if isinstance(self.text_norm, nn.GroupNorm):

@@ -33,6 +33,7 @@ PARTS = {
     "autoregressive-prior": "zoo.train.prior:AutoregressivePriorTask",
     "one-step-prior": "zoo.train.prior:OneStepPriorTask",
     "unclip-decoder": "zoo.train.unclip:UnclipTask",
+    "gan": "zoo.train.gan:GanTask",
 }
 TOKENIZER = "tokenizer"  # a part that is counted, not trained by gradients
 

@@ -1,7 +1,8 @@
 """The denoisers inside a pipeline, each as something to train on pictures and their text.
 
 A family whose parts hold denoisers has one function here that finds them, listed in `FAMILIES`: that is all it takes
-for its parts to be personalised. Found are Stable Diffusion's generator, Imagen's base, and the stages of a cascade.
+for its parts to be personalised. Found are Stable Diffusion's generator, Imagen's base, the stages of a cascade, and
+DALL-E 2's diffusion prior, decoder and upsamplers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from zoo.cascade import Stage, condition, shrunk
 from zoo.config import Role
+from zoo.dalle2.decoder import STAGE, UnclipDecoder
+from zoo.dalle2.prior import DiffusionPrior
 from zoo.diffusion.denoiser import Denoiser
 from zoo.imagen.parts import CascadeDecoder, PixelGenerator
 from zoo.interface import Conditioning, TextFeatures
@@ -83,13 +86,53 @@ def _cascade(pipe: Pipeline) -> list[Learner]:
     """The stages that enlarge. They learn at noise levels up to the one they are sampled at: DreamBooth (arXiv
     2208.12242) found that more of it costs the subject its details."""
     decoder, found = pipe.decoder, []
-    if not isinstance(decoder, CascadeDecoder):
+    if not isinstance(decoder, CascadeDecoder | UnclipDecoder):
         return []
     factor = decoder.factor
-    for stage in decoder.stages:
+    for stage in decoder.stages if isinstance(decoder, CascadeDecoder) else decoder.upsamplers:
         factor //= stage.config.factor
         found.append(_stage(stage, factor))
     return found
+
+
+def _prior(pipe: Pipeline) -> list[Learner]:
+    """A diffusion prior: what CLIP sees in pictures. The other priors learn by losses of their own."""
+    prior = pipe.generator
+    if not isinstance(prior, DiffusionPrior) or pipe.image_encoder is None:
+        return []
+    clip = pipe.image_encoder
+
+    def represent(images: Tensor) -> Tensor:
+        return prior.stored.standardise(clip.encode(images).data)
+
+    def null(text: TextFeatures) -> Conditioning:
+        return Conditioning(tokens=text.tokens, mask=text.mask, vector=text.pooled)
+
+    def told(data: Tensor, text: TextFeatures) -> tuple[Tensor, Conditioning]:
+        return data, null(text)
+
+    return [Learner("generator", "generator", prior.denoiser, represent, told, null)]
+
+
+def _unclip(pipe: Pipeline) -> list[Learner]:
+    """The network that decodes CLIP embeddings, told that of each picture; pictures are kept as they are for it."""
+    decoder, clip = pipe.decoder, pipe.image_encoder
+    if not isinstance(decoder, UnclipDecoder):
+        return []
+
+    def represent(images: Tensor) -> Tensor:
+        if clip is None:
+            raise ValueError(f"{pipe.name} came without the CLIP whose embeddings its decoder is told")
+        return images
+
+    def null(text: TextFeatures) -> Conditioning:
+        return decoder.condition(None, text)
+
+    def told(data: Tensor, text: TextFeatures) -> tuple[Tensor, Conditioning]:
+        assert clip is not None  # or nothing would be kept
+        return shrunk(data * 2 - 1, decoder.factor), decoder.condition(clip.encode(data), text)
+
+    return [Learner(STAGE, "decoder", decoder.denoiser, represent, told, null)]
 
 
 def _stage(stage: Stage, factor: int) -> Learner:
@@ -124,5 +167,4 @@ def _encoded(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
     return represent
 
 
-# DALL-E 2's decoder joins here: a function that gives the Learner of its denoiser, told a picture's CLIP embedding.
-FAMILIES: Sequence[Callable[[Pipeline], list[Learner]]] = (_latent, _pixels, _cascade)
+FAMILIES: Sequence[Callable[[Pipeline], list[Learner]]] = (_latent, _pixels, _prior, _unclip, _cascade)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.data.maps import CLASSES, as_picture, draw_map
-from zoo.diffusion.denoiser import Denoiser
 from zoo.evaluate.foreground import SIDE
 from zoo.evaluate.maps import MEASURES, means, measure, painted
 from zoo.interface import Conditioning
@@ -81,7 +79,7 @@ class MapTask(UNetTask):
             layouts = torch.stack([one.layout for one in asked])
             channels = self._channels(layouts.to(self.device))
             text = replace(some(self.painted_text, range(start, start + len(asked))), concat=channels)
-            made = self._draw(cast(Denoiser, model), text, [one.seed for one in asked]).float().cpu()
+            made = self._draw(model, text, [one.seed for one in asked]).float().cpu()
             for one, picture in zip(asked, made, strict=True):
                 kept.append(measure(one, (picture / 2 + 0.5).clamp(0, 1)))
                 colours = np.array(as_picture(one.layout.numpy()).convert("RGB"))

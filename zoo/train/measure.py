@@ -16,19 +16,23 @@ from torch import Tensor
 
 from zoo import config as configs
 from zoo import model_card, weights
+from zoo.clip import Clip
 from zoo.config import ModelConfig
+from zoo.dalle2.decoder import UnclipDecoder
 from zoo.diffusion.noise import ImageNoise
-from zoo.imagen.parts import PIXELS, CascadeDecoder
-from zoo.interface import Representation
+from zoo.gan.parts import GanGenerator
+from zoo.imagen.parts import CascadeDecoder
+from zoo.interface import PIXELS, Representation
 from zoo.loading import load
 from zoo.pipeline import Pipeline
 from zoo.sheet import tensor_sheet
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.stable_diffusion.vae import VAE
 from zoo.text.clip import ClipTextEncoder
+from zoo.train import unclip_measures
 from zoo.train.checkpoint import replacing
 
-SAMPLES = "samples.png"
+SAMPLES, STRIPS = "samples.png", "strips.png"
 RESULTS = Path("results")  # of a checkout: a CSV for each shipped model
 
 
@@ -42,10 +46,19 @@ class Measuring(BaseModel):
     edits: int = 24  # scenes for each kind of edit
     maps: int = 48  # painted scenes, seen and of the dev half, for a model that takes maps
     enlarged: int = 128  # fresh scenes, for a model whose decoder enlarges
+    per_prior: int = 16  # scenes for each task, for a model with several priors, each of which is scored
+    fed: int = 200  # fresh scenes for each way to tell a decoder of embeddings what they show
+    varied: int = 200  # pictures of which variations are made
+    inverted: int = 32  # pictures that are made again from their noise
+    reranked: int = 100  # prompts of 8 candidates each
+    clip: str = "clip-small"  # the folder beside the model's that reranks, where the model has no CLIP of its own
     examples: tuple[str, ...] = ()  # prompts of the sample sheet
 
 
-MEASURES = ("samples", "evaluation", "editing", "maps", "psnr", "enlarging", "gates", "parameters", "seconds_per_image")
+MEASURES = (
+    *("samples", "evaluation", "editing", "maps", "psnr", "enlarging", "gates", "parameters", "seconds_per_image"),
+    *("priors", "variations", "strips", "inversion", "rerank"),
+)
 
 
 def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> None:
@@ -67,7 +80,7 @@ def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> 
         found["evaluation"] = json.loads(
             json.dumps(evaluate(cast(Pipe, pipe), per_task=recipe.per_task, heldout=recipe.heldout))
         )
-    if "editing" in what:
+    if "editing" in what and not isinstance(pipe.generator, GanGenerator):  # which starts from no picture
         edit_scores, edited = editing.evaluate(cast(Pipe, pipe), n=recipe.edits)
         found["editing"] = json.loads(json.dumps(edit_scores))
         _write(tensor_sheet(editing.sheet_rows(edited)), folder / "editing.png")
@@ -77,7 +90,7 @@ def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> 
         _write(tensor_sheet(maps.sheet_rows(kept)), folder / "maps.png")
     if "psnr" in what and isinstance(decoder, VaeDecoder):
         found["psnr"] = round(reconstruction_psnr(lambda images: _through(decoder.vae, images)), 2)
-    if "enlarging" in what and isinstance(decoder, CascadeDecoder):
+    if "enlarging" in what and isinstance(decoder, CascadeDecoder | UnclipDecoder) and decoder.factor > 1:
         found["enlarging"] = enlarging(pipe, decoder, recipe.enlarged)
     if "gates" in what:
         found["gates"] = gates(folder, pipe)
@@ -85,6 +98,14 @@ def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> 
         found["parameters"] = parameters(pipe)
     if "seconds_per_image" in what:
         found["seconds_per_image"] = seconds(pipe, recipe.examples[0])
+    if "rerank" in what:
+        from zoo.evaluate import rerank
+
+        clip = pipe.image_encoder if isinstance(pipe.image_encoder, Clip) else Clip.load(folder.parent / recipe.clip)
+        scores = rerank.measure(cast(Pipe, pipe), clip, prompts=recipe.reranked, heldout=recipe.heldout)
+        found["rerank"] = cast(JsonValue, dict(scores))
+    if unclip_measures.is_dalle2(pipe):
+        found |= of_dalle2(folder, pipe, recipe, what)
     config = configs.read(folder)
     config = config.model_copy(update={"results": config.results | found})
     weights.write_config(folder, config)
@@ -93,22 +114,40 @@ def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> 
         (RESULTS / f"{config.name}.csv").write_text(model_card.results_csv(config), "utf-8")
 
 
-def enlarging(pipe: Pipeline, decoder: CascadeDecoder, n: int) -> dict[str, JsonValue]:
-    """How true scenes that were made small come out of the cascade, by the level of augmentation."""
+def of_dalle2(folder: Path, pipe: Pipeline, recipe: Measuring, what: Sequence[str]) -> dict[str, JsonValue]:
+    """The measures that make sense for CLIP embeddings alone."""
+    found: dict[str, JsonValue] = {}
+    if "priors" in what:
+        how = {"per_task": recipe.per_prior, "heldout": recipe.heldout, "prompts": recipe.examples}
+        found["priors"] = unclip_measures.priors(folder, **how)  # type: ignore[arg-type]
+        found["fed"] = unclip_measures.fed(pipe, recipe.fed)
+    if "variations" in what:
+        found["variations"] = unclip_measures.kept_in_variations(pipe, recipe.varied)
+    if "strips" in what:
+        found["strips"], sheet = unclip_measures.strips(pipe)
+        _write(sheet, folder / STRIPS)
+    if "inversion" in what:
+        found["inversion"] = unclip_measures.inversion(pipe, recipe.inverted)
+    return found
+
+
+def enlarging(pipe: Pipeline, decoder: CascadeDecoder | UnclipDecoder, n: int) -> dict[str, JsonValue]:
+    """How true scenes that were made small come out of the stages that enlarge, by the level of augmentation."""
     from zoo.evaluate import enlarging
 
+    stages = decoder.stages if isinstance(decoder, CascadeDecoder) else decoder.upsamplers
+    defaults = [stage.config.sampling for stage in stages]
     swept: dict[str, JsonValue] = {}
     for level in enlarging.LEVELS:
-        how = [replace(sampling, augmentation=level) for sampling in decoder.defaults.values()]
+        how = [replace(sampling, augmentation=level) for sampling in defaults]
 
         def enlarge(small: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
             text, null = pipe.text_encoder.encode(prompts), pipe.text_encoder.null(len(prompts))
             given = Representation(small * 2 - 1, "pixels", PIXELS)
-            return decoder.decode(given, text, null, ImageNoise(seeds), how)  # noqa: B023 - called within this turn
+            return CascadeDecoder(stages).decode(given, text, null, ImageNoise(seeds), how)  # noqa: B023 - in this turn
 
         swept[f"{level:g}"] = cast(JsonValue, enlarging.measure(enlarge, decoder.factor, n=n))
-    used = next(iter(decoder.defaults.values())).augmentation
-    return {"used": used, "levels": swept}
+    return {"used": defaults[0].augmentation, "levels": swept}
 
 
 def gates(folder: Path, pipe: Pipeline) -> dict[str, JsonValue]:

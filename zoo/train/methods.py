@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from pydantic import Field
@@ -198,7 +198,7 @@ class Trained:
         """A whole model, which `zoo.load(folder)` loads: what was not trained is as it was."""
         parts = {role: trained[role] if role in trained else getattr(self.pipe, role) for role in ROLES}
         if "text_encoder" in trained:
-            _move_to_new_text(parts["text_encoder"], [parts["generator"], *_stages(parts["decoder"])])
+            _move_to_new_text(parts["text_encoder"], [parts["generator"], parts["decoder"], *_stages(parts["decoder"])])
         said: dict[str, object] = {"family": "personalised"}
         place = registry.find(self.recipe.model)
         if (place / configs.FILE).is_file():
@@ -210,6 +210,7 @@ class Trained:
             cast(TextEncoder, parts["text_encoder"]),
             cast(Generator, parts["generator"]),
             cast(Decoder, parts["decoder"]),
+            image_encoder=self.pipe.image_encoder,
             resolution=self.pipe.size or (0, 0),
             name=self.recipe.folder.name,
             defaults=defaults,
@@ -228,8 +229,8 @@ def _move_to_new_text(encoder: object, readers: Sequence[object]) -> None:
     encoder.__dict__.pop("produces", None)  # a cached property: the fingerprint of the weights as they were
     spec = encoder.produces  # type: ignore[attr-defined]
     for reader in readers:
-        config = reader.config  # type: ignore[attr-defined]
-        if config.text is not None:
+        config: Any = getattr(reader, "config", None)
+        if getattr(config, "text", None) is not None:
             pooled = spec.pooled if config.text.pooled is not None else None
             text = type(spec)(spec.width, spec.space, spec.length, pooled)
             reader.config = config.model_copy(update={"text": text})  # type: ignore[attr-defined]

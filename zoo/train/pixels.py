@@ -97,10 +97,10 @@ class BaseTask(PromptTask[BaseRecipe]):
     def sampling(self) -> Sampling:
         return Sampling(guidance=self.recipe.guidance, threshold=self.recipe.threshold)
 
-    def _draw(self, denoiser: Denoiser, text: Conditioning, seeds: list[int]) -> Tensor:
+    def _draw(self, model: nn.Module, text: Conditioning, seeds: list[int]) -> Tensor:
         side, count = self.recipe.data.size // self.recipe.factor, len(seeds)
         null = all_of(self.null, count)
-        small = sample(denoiser, text, null, ImageNoise(seeds), self.sampling, (count, 3, side, side))
+        small = sample(cast(Denoiser, model), text, null, ImageNoise(seeds), self.sampling, (count, 3, side, side))
         return F.interpolate(small, scale_factor=self.recipe.factor, mode="bicubic").clamp(-1, 1)
 
     def export(self, model: nn.Module, folder: Path) -> None:

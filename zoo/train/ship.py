@@ -17,8 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from zoo import config as configs
-from zoo import weights
+from zoo import tensors, weights
 from zoo.config import Defaults, ModelConfig, PartConfig, Role
+from zoo.dalle2.decoder import UnclipDecoder
+from zoo.imagen.parts import CascadeDecoder
 from zoo.train.checkpoint import replacing
 from zoo.train.measure import MEASURES, Measuring, measure
 from zoo.train.recipe import read_toml
@@ -38,12 +40,13 @@ class Source(BaseModel):
     run: Path | None = None
     arguments: dict[str, JsonValue] | None = None  # unless the run's config.json says them
     shared: str | None = None
+    upsamplers: tuple[Path, ...] = ()  # runs of the stages that come after a decoder of DALL-E 2
     base: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         own = [value is not None for value in (self.kind, self.run)]
-        if any([*own, self.arguments, self.shared]) if self.base else not all(own):
+        if any([*own, self.arguments, self.shared, self.upsamplers]) if self.base else not all(own):
             raise ValueError("say where the part comes from: either base, or both of kind and run")
         return self
 
@@ -55,8 +58,9 @@ class ShipRecipe(Measuring):
     family: str
     summary: str
     text_encoder: Source
-    generator: Source
+    generator: Source | str  # or which of its variants it is
     decoder: Source
+    image_encoder: bool = False  # does the model look at pictures, by the whole CLIP that its text encoder is part of?
     variants: Mapping[Role, Mapping[str, Source]] = {}
     bits: Literal[8, 16] = 16  # of each weight, but for text encoders, whose layout other libraries read
     out: Path = Path("weights")
@@ -67,30 +71,47 @@ class ShipRecipe(Measuring):
     recipes: tuple[str, ...] = ()
     notes: Mapping[str, str] = {}
 
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        varied = self.variants.get("generator", {})
+        if isinstance(self.generator, str) and self.generator not in varied:
+            raise ValueError(f"generator = {self.generator!r} is none of its variants: {', '.join(varied) or 'none'}")
+        return self
+
     @property
     def sources(self) -> list[Source]:
         varied = [source for sources in self.variants.values() for source in sources.values()]
-        return [self.text_encoder, self.generator, self.decoder, *varied]
+        own = [] if isinstance(self.generator, str) else [self.generator]
+        return [self.text_encoder, *own, self.decoder, *varied]
 
 
 def assemble(recipe: ShipRecipe) -> Path:
     """Write the model folder, tensors in `bits`, and the folders it shares; returns the model's."""
     folder = recipe.out / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
-    roles: dict[Role, Source] = {
+    roles: dict[Role, Source | str] = {
         "text_encoder": recipe.text_encoder,
         "generator": recipe.generator,
         "decoder": recipe.decoder,
     }
+    variants = {
+        role: {name: _part(folder, role, source, recipe.bits, name) for name, source in sources.items()}
+        for role, sources in recipe.variants.items()
+    }
+    parts = {
+        role: variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.bits)
+        for role, source in roles.items()
+    }
+    looks = parts["text_encoder"] if recipe.image_encoder else None
+    if looks is not None and looks.shared is None:
+        raise ValueError("image_encoder = true needs a text encoder that is part of a whole, shared CLIP")
     config = ModelConfig.model_validate(
         {
             **{field: getattr(recipe, field) for field in ("name", "family", "summary", "resolution", "defaults")},
             **{field: getattr(recipe, field) for field in ("languages", "papers", "recipes", "examples", "notes")},
-            **{role: _part(folder, role, source, recipe.bits) for role, source in roles.items()},
-            "variants": {
-                role: {name: _part(folder, role, source, recipe.bits, name) for name, source in sources.items()}
-                for role, sources in recipe.variants.items()
-            },
+            **parts,
+            "variants": variants,
+            "image_encoder": looks and looks.model_copy(update={"kind": "clip", "arguments": {}}),
             "training": training(recipe),
         }
     )
@@ -110,14 +131,46 @@ def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | No
             for name in SHARED_FILES:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source.run / name, temporary / name)
+        _tell_sharers(folder.parent, source.shared)
         said = source.arguments or {}
         return weights.share_part(folder, folder.parent / source.shared, source.kind, said, SHARED_FILES)
     arguments = source.arguments
     if arguments is None:
-        arguments = json.loads((source.run / "config.json").read_text("utf-8"))
-    loaded = weights.load_part(source.run, PartConfig.model_validate({"kind": source.kind, "arguments": arguments}))
+        arguments = _exported(source.run)
+    loaded: object = weights.load_part(
+        source.run, PartConfig.model_validate({"kind": source.kind, "arguments": arguments})
+    )
+    if source.upsamplers:
+        if not isinstance(loaded, UnclipDecoder):
+            raise ValueError(f"upsamplers come after an unclip-decoder, and {source.run} is a {type(loaded).__name__}")
+        stages = [stage for run in source.upsamplers for stage in CascadeDecoder.load(run, _exported(run)).stages]
+        loaded = UnclipDecoder.of(loaded.network, loaded.config, stages)
     dtype = torch.int8 if bits == 8 and role != "text_encoder" else torch.float16
     return weights.save_part(folder, loaded, subfolder=variant or ".", dtype=dtype)
+
+
+def _exported(run: Path) -> dict[str, JsonValue]:
+    """The arguments of the part that a training run exported."""
+    said: dict[str, JsonValue] = json.loads((run / "config.json").read_text("utf-8"))
+    return said
+
+
+def _tell_sharers(shelf: Path, shared: str) -> None:
+    """Models that share these files are told their new sums; whether they fit each other still, loading tells."""
+    sums = {name: tensors.sha256(shelf / shared / name) for name in SHARED_FILES}
+
+    def told(part: PartConfig | None) -> PartConfig | None:
+        mine = part is not None and part.shared == shared and part.files.keys() == sums.keys()
+        return part.model_copy(update={"files": sums}) if part is not None and mine else part
+
+    for path in shelf.glob(f"*/{configs.FILE}"):
+        if path.parent.name != shared and "format" in json.loads(path.read_bytes()):
+            config = configs.read(path.parent)
+            new = config.model_copy(
+                update={name: told(getattr(config, name)) for name in (*configs.ROLES, "image_encoder")}
+            )
+            if new != config:
+                weights.write_config(path.parent, new)
 
 
 def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
@@ -127,9 +180,10 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
         if source.base is not None:
             said |= configs.read(recipe.out / source.base).training
     for source in recipe.sources:
-        if source.run is not None:
-            run = json.loads((source.run / "training.json").read_text("utf-8"))
-            said[run["recipe"]["part"]] = {key: run[key] for key in ("step", "images", "minutes")}
+        for folder in (source.run, *source.upsamplers):
+            if folder is not None:
+                run = json.loads((folder / "training.json").read_text("utf-8"))
+                said[run["recipe"]["part"]] = {key: run[key] for key in ("step", "images", "minutes")}
     return said
 
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ PromptRecipeT = TypeVar("PromptRecipeT", bound=PromptRecipe)
 
 
 class TextTask(Task[TextRecipeT]):
-    """Scenes and their cached captions. The trained model is a `Denoiser`."""
+    """Scenes and their cached captions. The trained model is a `Denoiser`, or what a task builds instead."""
 
     def __init__(self, recipe: TextRecipeT, device: torch.device) -> None:
         super().__init__(recipe, device)
@@ -147,8 +147,8 @@ class PromptTask(TextTask[PromptRecipeT]):
             raise RecipeError(str(error)) from None
 
     @abstractmethod
-    def _draw(self, denoiser: Denoiser, text: Conditioning, seeds: list[int]) -> Tensor:
-        """Guided pictures [batch, 3, height, width] in [-1, 1] of encoded prompts."""
+    def _draw(self, model: nn.Module, text: Conditioning, seeds: list[int]) -> Tensor:
+        """The model's pictures [batch, 3, height, width] in [-1, 1] of encoded prompts."""
 
     @property
     def sampling(self) -> Sampling:
@@ -157,14 +157,13 @@ class PromptTask(TextTask[PromptRecipeT]):
 
     def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
         """Pictures of the recipe's prompts, two of each; and how many of those the checker asked for were right."""
-        denoiser = cast(Denoiser, model)
         prompts = len(self.recipe.prompts)
-        shown = self._draw(denoiser, some(self.shown, [i // 2 for i in range(2 * prompts)]), [0, 1] * prompts)
+        shown = self._draw(model, some(self.shown, [i // 2 for i in range(2 * prompts)]), [0, 1] * prompts)
         right: dict[str, list[bool]] = {}
         for start in range(0, len(self.asked), AT_ONCE):
             asked = self.asked[start : start + AT_ONCE]
             text = some(self.asked_text, range(start, start + len(asked)))
-            pictures = self._draw(denoiser, text, [case.seed for case in asked])
+            pictures = self._draw(model, text, [case.seed for case in asked])
             for case, picture in zip(asked, (pictures.float().cpu() / 2 + 0.5).clamp(0, 1), strict=True):
                 right.setdefault(f"{case.split}_{case.language}", []).append(judge(picture, case.scene).ok)
         return grid(shown, columns=8), {name: sum(oks) / len(oks) for name, oks in right.items()}

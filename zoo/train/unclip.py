@@ -1,8 +1,9 @@
 """Training DALL-E 2's decoder (arXiv 2204.06125): small pictures from the CLIP embeddings of the true ones.
 
 Pictures and captions pass both frozen towers of a CLIP once, before training. Embeddings are dropped to a learned one
-and captions to the empty one, each by itself, so that guidance may lead away from either. What the averaged weights
-decode of fresh scenes, told their embeddings alone, is looked at by the checker, and by CLIP.
+and captions to the empty one, each by itself, so that guidance may lead away from either. The U-Net is of the kind of
+Imagen's base, and may start from a trained one, which knows how to draw and has yet to learn what it is told. What the
+averaged weights decode of fresh scenes, told their embeddings alone, is looked at by the checker, and by CLIP.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from zoo.diffusion.denoiser import Denoiser, Variance
 from zoo.diffusion.noise import ImageNoise
 from zoo.evaluate.checker import judge
 from zoo.evaluate.foreground import SIDE
+from zoo.imagen.parts import BASE
 from zoo.interface import Conditioning, Representation, Sampling, TextFeatures
 from zoo.train.cache import Array, picked, scenes
 from zoo.train.prior import HALVES, embeddings, vectors
@@ -113,7 +115,12 @@ class UnclipTask(TextTask[UnclipRecipe]):
         return Denoiser(network, self.config.schedule, self.config.prediction, self.config.variance)
 
     def start(self, model: nn.Module, folder: Path) -> None:
-        tensors.assign(model.get_submodule("network"), tensors.read(folder / FILE), source=folder / FILE)
+        """From a decoder; or from Imagen's base, of which the U-Net is taken and the projection then learned anew."""
+        network = cast(UnclipNetwork, model.get_submodule("network"))
+        if (folder / FILE).is_file() or not (folder / BASE).is_file():
+            tensors.assign(network, tensors.read(folder / FILE), source=folder / FILE)
+        else:  # what the base pools from all of its text, this U-Net is told as a vector
+            tensors.assign(network.unet, tensors.read(folder / BASE), source=folder / BASE, ignore=[r"pool\..*"])
 
     def rows(self, rows: Array, rng: np.random.Generator) -> Batch:
         """The batch of these scenes, each with its embedding and, if captions are read, one of those."""

@@ -71,9 +71,10 @@ class LatentTask(PromptTask[LatentRecipeT]):
         """The latents and the text of a batch, as networks take them."""
         return batch["latents"].float().contiguous(memory_format=self.layout), self.read(batch)
 
-    def _draw(self, denoiser: Denoiser, text: Conditioning, seeds: list[int]) -> Tensor:
+    def _draw(self, model: nn.Module, text: Conditioning, seeds: list[int]) -> Tensor:
         shape = (len(seeds), *self.latents.shape[1:])
-        made = sample(denoiser, text, all_of(self.null, len(seeds)), ImageNoise(seeds), self.sampling, shape)
+        null, denoiser = all_of(self.null, len(seeds)), cast(Denoiser, model)
+        made = sample(denoiser, text, null, ImageNoise(seeds), self.sampling, shape)
         return self.vae.decode(self.vae.from_diffusion(made))
 
     def export(self, model: nn.Module, folder: Path) -> None:

@@ -1,0 +1,251 @@
+"""A tiny DALL-E 2 from five runs to a shipped folder: every prior draws, pictures are edited, all is measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+import zoo
+from tests.dalle2.unclip import write_clip
+from zoo import config as configs
+from zoo.clip import Clip
+from zoo.dalle2 import interpolate, invert, regenerate, text_diff, variations
+from zoo.dalle2.decoder import UnclipDecoder
+from zoo.evaluate.checker import Reading, Verdict
+from zoo.evaluate.judged import Pipe
+from zoo.evaluate.run import evaluate
+from zoo.interface import Step
+from zoo.train import cache, prior, run, unclip, unclip_measures
+from zoo.train.measure import measure
+from zoo.train.recipe import read_toml
+from zoo.train.ship import ShipRecipe, assemble
+from zoo.weights import save_part
+
+ROOT = Path(__file__).parents[2]
+PRIORS = ("diffusion", "autoregressive", "one-step")
+COMMON = """
+steps = 2
+batch = 4
+threads = 1
+[data]
+scenes = 12
+size = 64
+workers = 1
+"""
+PARTS = {
+    "prior": "model = {width = 16, heads = 2, layers = 1}",
+    "autoregressive-prior": "model = {width = 16, heads = 2, layers = 1, dimensions = 3, buckets = 8, levels = 4}",
+    "unclip-decoder": "judged = 8\nfactor = 2\nsampling = {steps = 2, guidance = 2.0, threshold = 1.0}\nmodel = "
+    "{channels = [8, 16], attention = [false, true], head_width = 8, groups = 4, blocks_per_level = 1, "
+    "context_width = 12}",
+    "super-resolution": "reads = false\nenlarged = 8\nsampling = {steps = 2, threshold = 1.0, augmentation = 0.1}\n"
+    "model = {channels = [8, 16], self_attention = [false, false], text_attention = [false, false], heads = 2, "
+    "groups = 4, blocks_per_level = [1, 1]}",
+}
+NO = Verdict(False, {}, ())
+STORY = {"recipe": {"part": "clip"}, "step": 3, "images": 12, "minutes": 0.1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, scene_words: Path) -> Path:
+    """A folder with a tiny CLIP and what training on it exported: three priors, a decoder, an upsampler."""
+    home = tmp_path_factory.mktemp("runs")
+    clip = write_clip(home / "clip", scene_words.read_bytes(), window=64)
+    (clip / "training.json").write_text(json.dumps(STORY), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(home / "cache"))
+        patch.setattr(cache, "PROBED", 2)
+        patch.setattr(prior, "FRESH", 4)
+        patch.setattr(unclip, "judge", lambda picture, scene: NO)
+        patch.setattr("zoo.evaluate.enlarging.judge", lambda picture, scene: NO)
+        for part in (*(f"{name}-prior" for name in PRIORS), "unclip-decoder", "super-resolution"):
+            said = PARTS.get(part, PARTS["prior"])
+            recipe = f'part = "{part}"\ntext_encoder = "{clip}"\nout = "{home / part}"\n{said}\n{COMMON}'
+            (home / f"{part}.toml").write_text(recipe, "utf-8")
+            run(home / f"{part}.toml", device="cpu")
+    return home
+
+
+def ship(runs: Path, shelf: Path, **more: object) -> ShipRecipe:
+    priors = {name: {"kind": f"{name}-prior", "run": runs / f"{name}-prior" / "final"} for name in PRIORS}
+    upsamplers = [runs / "super-resolution" / "final"]
+    said = {
+        **{"name": "dalle2-tiny", "family": "DALL-E 2", "summary": "Random.", "out": shelf, "bits": 8},
+        "text_encoder": {
+            **{"kind": "clip-text", "run": runs / "clip", "arguments": {"layer": -2}},
+            "shared": "clip-tiny",
+        },
+        "generator": "one-step",
+        "variants": {"generator": priors},
+        "decoder": {"kind": "unclip-decoder", "run": runs / "unclip-decoder" / "final", "upsamplers": upsamplers},
+        "image_encoder": True,
+        "examples": ["a red star", "红色的星星"],
+        "defaults": {"steps": 2, "guidance": 1.0},
+        **{"per_prior": 1, "fed": 2, "varied": 2, "inverted": 1, "reranked": 2, "enlarged": 2, "heldout": "dev"},
+    }
+    return ShipRecipe.model_validate(said | more)
+
+
+@pytest.fixture(scope="module")
+def shipped(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return assemble(ship(runs, tmp_path_factory.mktemp("shelf")))
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+
+
+def test_every_part_is_written_once(shipped: Path) -> None:
+    stages = {f"{stage}/model.safetensors" for stage in ("decoder", "super-resolution")}
+    assert files(shipped) == {f"{name}/prior/model.safetensors" for name in PRIORS} | stages
+    assert files(shipped.parent) - {f"{shipped.name}/{name}" for name in files(shipped)} == {
+        "clip-tiny/model.safetensors"
+    }
+    config = configs.read(shipped)
+    assert config.image_encoder is not None
+    assert (config.image_encoder.kind, config.image_encoder.shared) == ("clip", "clip-tiny")
+    assert config.generator == config.variants["generator"]["one-step"]
+    parts = {"clip", *(f"{name}-prior" for name in PRIORS), "unclip-decoder", "super-resolution"}
+    assert set(config.training) == parts
+
+
+def test_every_prior_draws(shipped: Path) -> None:
+    drawn = {}
+    for name in (None, *PRIORS):
+        pipe = zoo.load(shipped, device="cpu", generator=name)
+        seen: list[str] = []
+
+        def watch(stage: str, step: Step, seen: list[str] = seen) -> None:
+            seen.append(stage)
+
+        result = pipe("a red star", n=2, progress=False, callback=watch)
+        assert result.tensor.shape == (2, 3, 64, 64)
+        assert set(seen) == {"prior", "decoder", "super-resolution"}
+        drawn[name] = result.tensor
+    assert torch.equal(drawn[None], drawn["one-step"])
+    assert not any(torch.equal(drawn["one-step"], drawn[name]) for name in PRIORS[:2])
+    with pytest.raises(ValueError, match="dalle2-tiny makes pictures of 64 x 64 pixels only, not of 128 x 64"):
+        pipe("a red star", height=128, progress=False)
+
+
+def test_pictures_are_edited_by_the_models_own_clip(shipped: Path) -> None:
+    pipe = zoo.load(shipped, device="cpu")
+    assert isinstance(pipe.image_encoder, Clip)
+    quick = {"decoder": {"steps": 4}}
+    given = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert variations(pipe, given, 2, stages=quick).tensor.shape == (2, 3, 64, 64)
+    assert interpolate(pipe, given, 1 - given, 3, stages=quick).tensor.shape == (3, 3, 64, 64)
+    turned = text_diff(pipe, given, "a red circle", "a blue circle", [0.0, 0.5], stages=quick).tensor
+    assert (turned[0] - turned[1]).abs().max() > 0
+    assert regenerate(pipe, invert(pipe, given, stages=quick)).tensor.shape == (1, 3, 64, 64)
+    decoder = zoo.load(shipped, device="cpu").decoder
+    other = zoo.load(shipped, device="cpu", decoder=decoder)
+    assert other.image_encoder is None, "which CLIP a decoder object belongs to, the caller says"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real checker is slow to say no to noise; and there is no README to write scores into."""
+    monkeypatch.chdir(tmp_path)
+    for module in ("feeding", "rerank", "enlarging", "judged"):
+        monkeypatch.setattr(f"zoo.evaluate.{module}.judge", lambda picture, scene: NO)
+    monkeypatch.setattr("zoo.evaluate.judged.read", lambda picture: Reading(None, (), 0))
+    monkeypatch.setattr(unclip_measures, "read", lambda picture: Reading(None, (), 0))
+
+
+def test_it_is_evaluated(shipped: Path, quick: None) -> None:
+    pipe = cast(Pipe, zoo.load(shipped, device="cpu"))
+    scores = evaluate(pipe, per_task=1, heldout="dev", calibration=0, progress=False)
+    assert scores["images"] == 26
+
+
+def test_all_of_it_is_measured_into_results_and_card(runs: Path, tmp_path: Path, quick: None) -> None:
+    recipe = ship(runs, tmp_path / "shelf")
+    folder = assemble(recipe)
+    measure(folder, recipe, ["priors", "variations", "strips", "inversion", "rerank", "enlarging", "parameters"])
+    results: Any = configs.read(folder).results
+    told = {"priors", "fed", "variations", "strips", "inversion", "rerank", "enlarging", "parameters"}
+    assert set(results) == told
+    rows = results["priors"]
+    assert list(rows) == list(PRIORS)
+    for row in rows.values():
+        assert row["images"] == 26
+        assert row["diversity"] > 0
+        assert row["parameters"] > 1000
+    assert len(results["fed"]["ways"]) == 6
+    assert set(results["strips"]["circle to star"]) == {"0", "0.1", "0.2", "0.3", "0.4", "0.5"}
+    card = (folder / "README.md").read_text("utf-8")
+    for title in (
+        "Priors",
+        "What the decoder is told",
+        "Variations",
+        "Between pictures",
+        "their noise",
+        "Keeping the best",
+    ):
+        assert title in card
+    assert "{" not in card.split("## Results")[1]
+    with Image.open(folder / "strips.png") as sheet:
+        assert sheet.width > 8 * 160
+
+
+def test_ways_tell_the_decoder_different_things(shipped: Path) -> None:
+    pipe = zoo.load(shipped, device="cpu")
+    asked = unclip_measures.fresh(2, 9)
+    made = [way(asked) for way in unclip_measures.ways(pipe).values()]
+    assert all(pictures.shape == (2, 3, 64, 64) for pictures in made)
+    assert all(not torch.equal(a, b) for i, a in enumerate(made) for b in made[:i])
+    text, null = pipe.text_encoder.encode(asked.prompts), pipe.text_encoder.null(2)
+    assert isinstance(pipe.decoder, UnclipDecoder)
+    seen = unclip_measures._clip(pipe).encode(asked.pictures)
+    noise = unclip_measures.ImageNoise(asked.seeds)
+    assert torch.equal(made[0], pipe.decoder.decode(seen, text, null, noise))
+    assert torch.equal(made[1], pipe.decoder.decode(seen, null, null, noise))
+
+
+def test_who_shares_a_clip_is_told_when_it_is_shipped_anew(runs: Path, tmp_path: Path) -> None:
+    """Another image tower beside the same text tower: prompts are read as before, embeddings are not."""
+    shelf = tmp_path / "shelf"
+    first = assemble(ship(runs, shelf))
+    before = configs.read(first)
+    other = tmp_path / "other"
+    shutil.copytree(runs / "clip", other)
+    clip = Clip.load(other)
+    with torch.no_grad():
+        clip.model.visual_projection.weight += 1
+    save_part(other, clip)
+    source = ship(runs, shelf).text_encoder.model_copy(update={"run": other})
+    assemble(ship(runs, shelf, name="second", text_encoder=source, image_encoder=False))
+    after = configs.read(first)
+    assert after.text_encoder.files["model.safetensors"] != before.text_encoder.files["model.safetensors"]
+    with pytest.raises(ValueError, match="image encoder Clip and decoder UnclipDecoder do not fit"):
+        zoo.load(first, device="cpu")
+    assert zoo.load(shelf / "second", device="cpu").image_encoder is None
+
+
+def test_what_cannot_be_shipped(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="generator = 'odd' is none of its variants: diffusion, autoregressive"):
+        ship(runs, tmp_path, generator="odd")
+    priors = {"kind": "one-step-prior", "run": runs / "one-step-prior" / "final", "upsamplers": [runs]}
+    with pytest.raises(ValueError, match="upsamplers come after an unclip-decoder"):
+        assemble(ship(runs, tmp_path, generator=priors))
+    plain = {"kind": "clip-text", "run": runs / "clip", "arguments": {"layer": -2}}
+    with pytest.raises(ValueError, match="part of a whole, shared CLIP"):
+        assemble(ship(runs, tmp_path, text_encoder=plain))
+
+
+def test_the_projects_recipe_is_a_recipe() -> None:
+    recipe = ShipRecipe.model_validate(read_toml(ROOT / "recipes" / "dalle2-small.toml"))
+    assert all((ROOT / path).is_file() for path in recipe.recipes)
+    trained = [read_toml(ROOT / path) for path in recipe.recipes]
+    left = {Path(str(said.get("out", f"runs/{said['part']}"))) / "final" for said in trained}
+    needed = {folder for source in recipe.sources for folder in (source.run, *source.upsamplers) if folder}
+    assert len(needed) == 5
+    assert needed <= left, "every run that it is made of is one of the recipes that it names"
