@@ -18,10 +18,10 @@ from zoo import registry
 from zoo.adapt.files import load_all
 from zoo.arguments import as_prompts, as_seeds
 from zoo.clip import Clip
-from zoo.comparison.measure import Memory, evaluations, parameters, release, seconds, steps_in
 from zoo.comparison.result import Comparison, Row
 from zoo.comparison.spec import Spec, parse_all
 from zoo.comparison.table import ALIGNED
+from zoo.cost import Memory, evaluations, parameters, release, seconds, steps_in
 from zoo.data.captions import Language
 from zoo.diffusion.samplers import find_sampler
 from zoo.evaluate import fresh

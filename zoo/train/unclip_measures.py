@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo import config as configs
 from zoo.cascade import shrunk
 from zoo.clip import Clip
-from zoo.comparison.measure import seconds
+from zoo.cost import seconds
 from zoo.dalle2.decoder import UnclipDecoder
 from zoo.dalle2.edit import interpolate, invert, regenerate, text_diff, variations
 from zoo.data.scenes import Placed, Scene

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.comparison import measure
+from zoo import cost
 from zoo.pipeline import Pipeline
 
 
@@ -17,7 +17,7 @@ from zoo.pipeline import Pipeline
 def test_evaluations_are_calls_times_batch_halves(
     tiny: Pipeline, sampler: str, calls: int, guidance: float, halves: int
 ) -> None:
-    with measure.evaluations(tiny) as counts:
+    with cost.evaluations(tiny) as counts:
         tiny(["a star", "a circle"], n=2, steps=4, sampler=sampler, guidance=guidance, batch=3, progress=False)
     assert counts == {"generator": 4 * calls * halves, "decoder": 0}
     tiny("a star", n=1, steps=1, progress=False)
@@ -25,62 +25,62 @@ def test_evaluations_are_calls_times_batch_halves(
 
 
 def test_parameters(tiny: Pipeline) -> None:
-    counts = measure.parameters(tiny)
+    counts = cost.parameters(tiny)
     assert list(counts) == ["text_encoder", "generator", "decoder"]
     assert counts["decoder"] == sum(p.numel() for p in tiny.decoder.parameters())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
-    ("cost", "start", "steps"),
+    ("takes", "start", "steps"),
     [
         (lambda s: 0.1 * s, 20, 10),
         (lambda s: 0.4 + 0.05 * s, 20, 12),
         (lambda s: 0.4 + 0.05 * s, 1, 12),
         (lambda s: 2.0 + 0.1 * s, 20, 1),
-        (lambda s: 1e-6 * s, 20, measure.MOST_STEPS),
+        (lambda s: 1e-6 * s, 20, cost.MOST_STEPS),
         (lambda s: 1.0, 20, 20),
         (lambda s: 0.1 * (2 * s - 1), 8, 6),
     ],
 )
-def test_steps_that_take_a_second(cost: Callable[[int], float], start: int, steps: int) -> None:
-    assert measure.steps_in(1.0, cost, start) == steps
+def test_steps_that_take_a_second(takes: Callable[[int], float], start: int, steps: int) -> None:
+    assert cost.steps_in(1.0, takes, start) == steps
 
 
 def test_a_guess_is_measured_and_mended() -> None:
     asked: list[int] = []
 
-    def cost(steps: int) -> float:  # a tenth of a second each, but for one time that the clock was late
+    def takes(steps: int) -> float:  # a tenth of a second each, but for one time that the clock was late
         asked.append(steps)
         return 0.1 * steps + (0.1 if len(asked) == 2 else 0)
 
-    assert measure.steps_in(2.0, cost, 10) == 20
+    assert cost.steps_in(2.0, takes, 10) == 20
     assert asked[:2] == [5, 10]
     assert len(asked) == 3
 
 
 def test_seconds_are_of_the_calls_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 10.0, 12.0, 20.0, 23.0])
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(now))
     turns: list[int] = []
-    assert measure.seconds(turns.append, 3) == [1.0, 2.0, 3.0]
+    assert cost.seconds(turns.append, 3) == [1.0, 2.0, 3.0]
     assert turns == [0, 0, 1, 2]
 
 
-@pytest.mark.skipif(measure.resident() is None, reason="only Linux tells")
+@pytest.mark.skipif(cost.resident() is None, reason="only Linux tells")
 def test_memory_is_the_peak_beyond_what_was_there() -> None:
     held = np.ones(20 * 2**20 // 8)
-    memory = measure.Memory(torch.device("cpu"))
+    memory = cost.Memory(torch.device("cpu"))
     first = memory.peak()
     large = np.ones(64 * 2**20 // 8)  # 64 MiB, written to
     del large
-    measure.release()
+    cost.release()
     peak = memory.peak()
     assert first is not None
     assert peak is not None
     assert first < 8
     assert 60 < peak < 90
     del held
-    measure.release()
-    after = measure.Memory(torch.device("cpu")).peak()
+    cost.release()
+    after = cost.Memory(torch.device("cpu")).peak()
     assert after is not None
     assert after < 8, "the peak of before is forgotten"
