@@ -36,6 +36,7 @@ class PartConfig(Strict):
     files: dict[InnerPath, Sha256] = {}
     folder: InnerPath = "."  # where below the model folder the part's own folders lie
     shared: SharedName | None = None  # the neighbouring folder that holds the files instead: parts used by many models
+    upsamplers: PartConfig | None = None  # of an unclip-decoder: the cascade whose stages come after its own
 
 
 class Defaults(Strict):

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, cast, runtime_checkable
 
 import torch
 from pydantic import JsonValue, ValidationError
@@ -23,6 +23,9 @@ from pydantic import JsonValue, ValidationError
 from zoo import model_card, tensors
 from zoo.config import FILE, Defaults, ModelConfig, PartConfig
 from zoo.interface import Decoder, Generator, TextEncoder
+
+if TYPE_CHECKING:
+    from zoo.cascade import Stage
 
 Part: TypeAlias = TextEncoder | Generator | Decoder
 
@@ -56,12 +59,28 @@ class Storable(Protocol):
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]: ...
 
 
+@runtime_checkable
+class Staged(Protocol):
+    """A decoder that is a chain of stages."""
+
+    @property
+    def stages(self) -> Sequence[Stage]: ...
+
+
+@runtime_checkable
+class Enlarged(Protocol):
+    """A decoder after which stages may come."""
+
+    def enlarged_by(self, stages: Sequence[Stage]) -> object: ...
+
+
 def load_part(folder: Path, config: PartConfig) -> Part:
     """One part of a model folder, in float32 on the CPU, its files checked against the config.
 
     Raises:
         ValueError: a file is missing, changed or damaged, the class is unknown, or the weights do not fit it.
     """
+    own = folder
     if config.shared is not None:
         folder = folder.resolve().parent / config.shared
     for name, expected in config.files.items():
@@ -73,10 +92,16 @@ def load_part(folder: Path, config: PartConfig) -> Part:
             raise ValueError(f"{path} is damaged: its SHA-256 is {found}, the config says {expected}. Fetch it again")
     part_class = _class(config.kind)
     try:
-        return part_class.load(folder / config.folder, config.arguments)  # type: ignore[return-value]
+        part: Part = part_class.load(folder / config.folder, config.arguments)  # type: ignore[assignment]
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"the arguments of {config.kind!r} in {folder / FILE} are not valid: {faults}") from error
+    if config.upsamplers is None:
+        return part
+    cascade = load_part(own, config.upsamplers)
+    if not isinstance(part, Enlarged) or not isinstance(cascade, Staged):
+        raise ValueError(f"in {own / FILE}, stages of a {config.upsamplers.kind!r} cannot come after a {config.kind!r}")
+    return cast(Part, part.enlarged_by(cascade.stages))
 
 
 def save_part(folder: Path, part: object, *, subfolder: str = ".", dtype: torch.dtype | None = None) -> PartConfig:

@@ -15,14 +15,17 @@ from pydantic import ValidationError
 import zoo
 from tests.dalle2.unclip import write_clip
 from zoo import config as configs
+from zoo import weights
 from zoo.clip import Clip
 from zoo.dalle2 import interpolate, invert, regenerate, text_diff, variations
 from zoo.dalle2.decoder import UnclipDecoder
 from zoo.evaluate.checker import Reading, Verdict
 from zoo.evaluate.judged import Pipe
 from zoo.evaluate.run import evaluate
+from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import Step
 from zoo.train import cache, prior, run, unclip, unclip_measures
+from zoo.train import ship as shipping
 from zoo.train.measure import measure
 from zoo.train.recipe import read_toml
 from zoo.train.ship import ShipRecipe, assemble
@@ -73,9 +76,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory, scene_words: Path) -> Path:
     return home
 
 
+def enlarger(runs: Path, shelf: Path, dtype: torch.dtype = torch.int8) -> None:
+    """On the shelf, an Imagen of which there is nothing but the cascade, which DALL-E 2 shares."""
+    folder, run = shelf / "imagen-tiny", runs / "super-resolution" / "final"
+    cascade = CascadeDecoder.load(run, json.loads((run / "config.json").read_text("utf-8")))
+    said = {"name": "imagen-tiny", "family": "Imagen", "resolution": (64, 64), "text_encoder": {"kind": "t5-text"}}
+    said |= {"generator": {"kind": "pixel-diffusion"}, "decoder": weights.save_part(folder, cascade, dtype=dtype)}
+    said |= {"training": {"super-resolution": {"step": 3, "images": 12, "minutes": 0.1}}}
+    weights.write_config(folder, configs.ModelConfig.model_validate(said))
+
+
 def ship(runs: Path, shelf: Path, **more: object) -> ShipRecipe:
     priors = {name: {"kind": f"{name}-prior", "run": runs / f"{name}-prior" / "final"} for name in PRIORS}
-    upsamplers = [runs / "super-resolution" / "final"]
+    enlarger(runs, shelf)
     said = {
         **{"name": "dalle2-tiny", "family": "DALL-E 2", "summary": "Random.", "out": shelf, "bits": 8},
         "text_encoder": {
@@ -84,7 +97,7 @@ def ship(runs: Path, shelf: Path, **more: object) -> ShipRecipe:
         },
         "generator": "one-step",
         "variants": {"generator": priors},
-        "decoder": {"kind": "unclip-decoder", "run": runs / "unclip-decoder" / "final", "upsamplers": upsamplers},
+        "decoder": {"kind": "unclip-decoder", "run": runs / "unclip-decoder" / "final", "upsamplers": "imagen-tiny"},
         "image_encoder": True,
         "examples": ["a red star", "红色的星星"],
         "defaults": {"steps": 2, "guidance": 1.0},
@@ -103,10 +116,10 @@ def files(folder: Path) -> set[str]:
 
 
 def test_every_part_is_written_once(shipped: Path) -> None:
-    stages = {f"{stage}/model.safetensors" for stage in ("decoder", "super-resolution")}
-    assert files(shipped) == {f"{name}/prior/model.safetensors" for name in PRIORS} | stages
+    assert files(shipped) == {f"{name}/prior/model.safetensors" for name in PRIORS} | {"decoder/model.safetensors"}
     assert files(shipped.parent) - {f"{shipped.name}/{name}" for name in files(shipped)} == {
-        "clip-tiny/model.safetensors"
+        "clip-tiny/model.safetensors",
+        "imagen-tiny/super-resolution/model.safetensors",
     }
     config = configs.read(shipped)
     assert config.image_encoder is not None
@@ -230,12 +243,24 @@ def test_who_shares_a_clip_is_told_when_it_is_shipped_anew(runs: Path, tmp_path:
     assert zoo.load(shelf / "second", device="cpu").image_encoder is None
 
 
+def test_stages_that_are_shared_may_change(runs: Path, tmp_path: Path) -> None:
+    folder = assemble(ship(runs, tmp_path))
+    before = zoo.load(folder, device="cpu")("a red star", progress=False)
+    enlarger(runs, tmp_path, torch.float16)
+    with pytest.raises(ValueError, match="imagen-tiny/super-resolution/model.safetensors is damaged"):
+        zoo.load(folder, device="cpu")
+    shipping._tell_sharers(tmp_path, "imagen-tiny")
+    after = zoo.load(folder, device="cpu")("a red star", progress=False)
+    assert 0 < (after.tensor - before.tensor).abs().max() < 0.2
+    assert configs.read(folder).decoder.upsamplers is not None
+
+
 def test_what_cannot_be_shipped(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="generator = 'odd' is none of its variants: diffusion, autoregressive"):
         ship(runs, tmp_path, generator="odd")
-    priors = {"kind": "one-step-prior", "run": runs / "one-step-prior" / "final", "upsamplers": [runs]}
-    with pytest.raises(ValueError, match="upsamplers come after an unclip-decoder"):
-        assemble(ship(runs, tmp_path, generator=priors))
+    priors = {"kind": "one-step-prior", "run": runs / "one-step-prior" / "final", "upsamplers": "imagen-tiny"}
+    with pytest.raises(ValueError, match="stages of a 'cascade' cannot come after a 'one-step-prior'"):
+        zoo.load(assemble(ship(runs, tmp_path, generator=priors)), device="cpu")
     plain = {"kind": "clip-text", "run": runs / "clip", "arguments": {"layer": -2}}
     with pytest.raises(ValueError, match="part of a whole, shared CLIP"):
         assemble(ship(runs, tmp_path, text_encoder=plain))
@@ -246,6 +271,6 @@ def test_the_projects_recipe_is_a_recipe() -> None:
     assert all((ROOT / path).is_file() for path in recipe.recipes)
     trained = [read_toml(ROOT / path) for path in recipe.recipes]
     left = {Path(str(said.get("out", f"runs/{said['part']}"))) / "final" for said in trained}
-    needed = {folder for source in recipe.sources for folder in (source.run, *source.upsamplers) if folder}
-    assert len(needed) == 5
+    needed = {source.run for source in recipe.sources if source.run}
+    assert len(needed) == 4
     assert needed <= left, "every run that it is made of is one of the recipes that it names"

@@ -207,6 +207,10 @@ class UnclipDecoder(nn.Module):
         """
         return cls(Denoiser(network, config.schedule, config.prediction, config.variance), config, upsamplers)
 
+    def enlarged_by(self, stages: Sequence[Stage]) -> UnclipDecoder:
+        """This decoder with these stages after its own."""
+        return UnclipDecoder(self.denoiser, self.config, [*self.upsamplers, *stages])
+
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object]) -> UnclipDecoder:
         """The decoder of a model folder.

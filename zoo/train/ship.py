@@ -19,8 +19,6 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 from zoo import config as configs
 from zoo import tensors, weights
 from zoo.config import Defaults, ModelConfig, PartConfig, Role
-from zoo.dalle2.decoder import UnclipDecoder
-from zoo.imagen.parts import CascadeDecoder
 from zoo.train.checkpoint import replacing
 from zoo.train.measure import MEASURES, Measuring, measure
 from zoo.train.recipe import read_toml
@@ -40,7 +38,7 @@ class Source(BaseModel):
     run: Path | None = None
     arguments: dict[str, JsonValue] | None = None  # unless the run's config.json says them
     shared: str | None = None
-    upsamplers: tuple[Path, ...] = ()  # runs of the stages that come after a decoder of DALL-E 2
+    upsamplers: str | None = None  # the shipped model whose cascade comes after a decoder of DALL-E 2, files shared
     base: str | None = None
 
     @model_validator(mode="after")
@@ -116,6 +114,7 @@ def assemble(recipe: ShipRecipe) -> Path:
         }
     )
     weights.write_config(folder, config)
+    _tell_sharers(folder.parent, folder.name)
     return folder
 
 
@@ -140,13 +139,12 @@ def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | No
     loaded: object = weights.load_part(
         source.run, PartConfig.model_validate({"kind": source.kind, "arguments": arguments})
     )
-    if source.upsamplers:
-        if not isinstance(loaded, UnclipDecoder):
-            raise ValueError(f"upsamplers come after an unclip-decoder, and {source.run} is a {type(loaded).__name__}")
-        stages = [stage for run in source.upsamplers for stage in CascadeDecoder.load(run, _exported(run)).stages]
-        loaded = UnclipDecoder.of(loaded.network, loaded.config, stages)
     dtype = torch.int8 if bits == 8 and role != "text_encoder" else torch.float16
-    return weights.save_part(folder, loaded, subfolder=variant or ".", dtype=dtype)
+    part = weights.save_part(folder, loaded, subfolder=variant or ".", dtype=dtype)
+    if source.upsamplers is None:
+        return part
+    cascade = configs.read(folder.parent / source.upsamplers).decoder
+    return part.model_copy(update={"upsamplers": cascade.model_copy(update={"shared": source.upsamplers})})
 
 
 def _exported(run: Path) -> dict[str, JsonValue]:
@@ -156,19 +154,20 @@ def _exported(run: Path) -> dict[str, JsonValue]:
 
 
 def _tell_sharers(shelf: Path, shared: str) -> None:
-    """Models that share these files are told their new sums; whether they fit each other still, loading tells."""
-    sums = {name: tensors.sha256(shelf / shared / name) for name in SHARED_FILES}
+    """Models that share this folder's files are told their new sums; whether they still fit, loading tells."""
 
-    def told(part: PartConfig | None) -> PartConfig | None:
-        mine = part is not None and part.shared == shared and part.files.keys() == sums.keys()
-        return part.model_copy(update={"files": sums}) if part is not None and mine else part
+    def told(part: PartConfig) -> PartConfig:
+        more = part.upsamplers and told(part.upsamplers)
+        if part.shared != shared:
+            return part.model_copy(update={"upsamplers": more})
+        sums = {name: tensors.sha256(shelf / shared / name) for name in part.files}
+        return part.model_copy(update={"files": sums, "upsamplers": more})
 
     for path in shelf.glob(f"*/{configs.FILE}"):
         if path.parent.name != shared and "format" in json.loads(path.read_bytes()):
             config = configs.read(path.parent)
-            new = config.model_copy(
-                update={name: told(getattr(config, name)) for name in (*configs.ROLES, "image_encoder")}
-            )
+            parts = {name: getattr(config, name) for name in (*configs.ROLES, "image_encoder")}
+            new = config.model_copy(update={name: part and told(part) for name, part in parts.items()})
             if new != config:
                 weights.write_config(path.parent, new)
 
@@ -179,11 +178,13 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
     for source in recipe.sources:
         if source.base is not None:
             said |= configs.read(recipe.out / source.base).training
+        if source.upsamplers is not None:
+            stages = configs.read(recipe.out / source.upsamplers).training
+            said |= {part: told for part, told in stages.items() if part == "super-resolution"}
     for source in recipe.sources:
-        for folder in (source.run, *source.upsamplers):
-            if folder is not None:
-                run = json.loads((folder / "training.json").read_text("utf-8"))
-                said[run["recipe"]["part"]] = {key: run[key] for key in ("step", "images", "minutes")}
+        if source.run is not None:
+            run = json.loads((source.run / "training.json").read_text("utf-8"))
+            said[run["recipe"]["part"]] = {key: run[key] for key in ("step", "images", "minutes")}
     return said
 
 
