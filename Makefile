@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test browser test-fast lint docs bench results clean
 
 help:
-	@echo "make demo       draw six prompts with stable-diffusion-small and say where the contact sheet is"
+	@echo "make demo       draw six prompts with every shipped model and say where contact sheet and report are"
 	@echo "make test       the whole test suite"
 	@echo "make test-fast  the tests that take less than a few seconds each"
 	@echo "make lint       style, types and import directions"
@@ -33,15 +33,17 @@ $(VENV)/installed-docs: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	@touch $@ $(VENV)/installed
 
+DEMO := "a large pink butterfly on a cream background, cartoon" \
+	"a red star above a blue car" \
+	"three green mushrooms on a gray background" \
+	"a small yellow cat on a night background, sketch" \
+	"粉色的蝴蝶,小精靈,卡通" \
+	"蓝色的房子在红色的星星的左边"
+
 demo: $(VENV)/installed
-	@$(BIN)/zoo generate --model stable-diffusion-small -n 4 --out outputs/demo \
-		"a large pink butterfly on a cream background, cartoon" \
-		"a red star above a blue car" \
-		"three green mushrooms on a gray background" \
-		"a small yellow cat on a night background, sketch" \
-		"粉色的蝴蝶,小精靈,卡通" \
-		"蓝色的房子在红色的星星的左边"
-	@echo "The last file is the contact sheet."
+	@$(BIN)/zoo generate --model stable-diffusion-small -n 4 --out outputs/demo $(DEMO)
+	@echo "The last file is the contact sheet. Now the same prompts by every family:"
+	@$(BIN)/zoo compare $(DEMO) --models stable-diffusion-small imagen-small dalle2-small --out outputs/side-by-side
 
 test: $(VENV)/installed-dev browser
 	$(BIN)/python -m pytest
