@@ -211,6 +211,21 @@ def find(
     )
 
 
+def can_edit(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether a model at hand comes with the CLIP in whose embeddings `zoo.dalle2.edit` changes pictures.
+
+    Published checkpoints bring none.
+
+    Raises:
+        ValueError: the model's config is not valid.
+    """
+    from zoo import config
+
+    folder = models().get(str(name_or_path), Path(name_or_path))
+    own = (folder / CONFIG).is_file() and not (folder / INDEX).is_file()
+    return own and config.read(folder).image_encoder is not None
+
+
 def clip() -> Path:
     """The folder of the zoo's own CLIP, both towers of it.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from PIL import Image
 
-from zoo import config, registry
+from zoo import registry
 from zoo.app.draw import MOST, Drawing
 from zoo.app.models import Models, label
 from zoo.dalle2 import edit
@@ -18,7 +17,7 @@ from zoo.result import Result
 
 def able(models: Models) -> list[str]:
     """The models of a page that can: those whose folder holds the CLIP in whose embeddings edits are made."""
-    return [name for name in models.names if _sees(name)]
+    return [name for name in models.names if registry.can_edit(name)]
 
 
 def why_not(models: Models) -> str:
@@ -74,8 +73,3 @@ def _given(image: Image.Image | None) -> Image.Image:
     if image is None:
         raise ValueError("give a picture first")
     return image.convert("RGB")
-
-
-def _sees(name: str) -> bool:
-    folder = registry.models().get(name, Path(name))
-    return (folder / config.FILE).is_file() and config.read(folder).image_encoder is not None

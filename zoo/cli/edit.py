@@ -157,34 +157,20 @@ def invert(
 
 def _load(model: str | None, device: str) -> Pipeline:
     """A model that can edit, or the first at hand; told before it is fetched or loaded if one cannot."""
-    able = _able()
+    able = []
+    for name in registry.models():
+        with suppress(ValueError):  # a damaged one, which loading it explains
+            able += [name] if registry.can_edit(name) else []
     if model is None and not able:
         raise ValueError("no model at hand can edit pictures: give a DALL-E 2 by --model")
     chosen = model or able[0]
     published = chosen in registry.PUBLISHED and chosen not in registry.models()
-    if chosen not in able and (published or not _can(registry.find(chosen))):
+    if published or not registry.can_edit(chosen if chosen in able else registry.find(chosen)):
         raise ValueError(
             f"{chosen} cannot edit pictures: that takes a DALL-E 2 together with the CLIP that its decoder was trained "
             f"with; models at hand that can: {', '.join(able) or 'none'}"
         )
     return load(chosen, device)
-
-
-def _able() -> list[str]:
-    found = []
-    for name, folder in registry.models().items():
-        with suppress(ValueError):  # a damaged one, which loading it explains
-            found += [name] if _can(folder) else []
-    return found
-
-
-def _can(place: Path) -> bool:
-    """Whether a model comes with the CLIP that its decoder reads. Published ones bring none of the zoo's."""
-    if place.is_file() or (place / registry.INDEX).is_file():
-        return False
-    from zoo import config
-
-    return config.read(place).image_encoder is not None
 
 
 def _seen(pipe: Pipeline, given: Image.Image) -> Tensor:
