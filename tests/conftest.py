@@ -186,3 +186,11 @@ def tiny(tiny_models: Path) -> Pipeline:
     import zoo
 
     return zoo.load(tiny_models / "tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def imagen_folder(tmp_path_factory: pytest.TempPathFactory, vocabulary: bytes) -> Path:
+    """A whole Imagen with random weights."""
+    from tests.imagen.tiny import write  # which takes `shaken` from here
+
+    return write(tmp_path_factory.mktemp("models") / "tiny-imagen", vocabulary)

@@ -15,7 +15,6 @@ from zoo.film import Film, Frame, record
 from zoo.interface import Step
 from zoo.pipeline import Pipeline
 
-pytest_plugins = ["tests.imagen.conftest"]
 RED = "a red circle"
 
 

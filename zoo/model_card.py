@@ -151,7 +151,8 @@ def _results(config: ModelConfig) -> str:
     told = {"evaluation", "psnr", "seconds_per_image", "gates", "parameters", "editing", "maps", "enlarging", "rerank"}
     told |= unclip_card.SECTIONS.keys()
     measures += flat({name: value for name, value in results.items() if name not in told})
-    sections.append(table(("measure", "value"), [row for row in measures if row[1] is not None]))
+    measured = [row for row in measures if row[1] is not None]
+    sections += [table(("measure", "value"), measured)] if measured else []
     return "\n\n".join(sections)
 
 

@@ -24,7 +24,6 @@ from zoo.film import Film, Frame
 from zoo.pipeline import Pipeline
 from zoo.weights import save_model
 
-pytest_plugins = ["tests.imagen.conftest"]
 RED, PINK = "a red circle", "粉色的蝴蝶,小精灵,卡通"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import zoo
 from tests.dalle2.test_keys import DECODER, PROJECTION, UnCLIPTextProjModel, noisy
 from tests.dalle2.unclip import decoder, prior, towers, upsampler, write_clip
-from tests.imagen.conftest import stage, t5
+from tests.imagen.tiny import stage, t5
 from zoo.clip import Clip
 from zoo.dalle2.configs import decoder_config_from_diffusers, projection_config_from_diffusers
 from zoo.dalle2.decoder import UnclipDecoder, UnclipDecoderConfig, UnclipNetwork, UnclipNetworkConfig

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from tests.conftest import shaken
-from tests.imagen.conftest import stage
+from tests.imagen.tiny import stage
 from zoo.adm import AdmUNetConfig
 from zoo.cascade import Stage
 from zoo.clip import Clip

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import zoo
 from tests.conftest import latent_generator, text_encoder, vae_decoder
-from tests.imagen.conftest import base, stage, t5
+from tests.imagen.tiny import base, stage, t5
 from zoo import cli
 from zoo.cascade import StageConfig
 from zoo.diffusion.samplers import SAMPLERS

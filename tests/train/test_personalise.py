@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import zoo
 from tests.conftest import captions, write_model
 from tests.dalle2 import unclip
-from tests.imagen.conftest import base, stage, t5
+from tests.imagen.tiny import base, stage, t5
 from zoo.adapt.formats import write
 from zoo.adapt.lora import LoRA
 from zoo.adapt.words import Word

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
@@ -77,12 +76,10 @@ def stage(name: str, text: TextSpec | None, seed: int) -> Stage:
     return Stage(network, said)
 
 
-@pytest.fixture(scope="session")
-def imagen_folder(tmp_path_factory: pytest.TempPathFactory, vocabulary: bytes) -> Path:
+def write(folder: Path, vocabulary: bytes) -> Path:
     """The model folder of it."""
     encoder = t5(vocabulary)
     chain = CascadeDecoder([stage("first", encoder.produces, 3), stage("second", None, 4)])
-    folder = tmp_path_factory.mktemp("models") / "tiny-imagen"
     defaults = {"steps": 3, "guidance": 2.0, "threshold": 1.0}
     save_model(folder, encoder, base(encoder.produces), chain, family="Imagen", resolution=(32, 32), defaults=defaults)
     return folder
