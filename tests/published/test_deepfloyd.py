@@ -260,7 +260,7 @@ def test_pictures_of_stage_two(both: Pipeline, two: Stage, monkeypatch: pytest.M
     ):
         same_noise(monkeypatch, reference, (stage, -1), (f"{stage}/augmentation", -1))
         expected = drawn(reference, image=small, num_inference_steps=STEPS, **settings)
-        sampling = both._stages({stage: {"steps": STEPS, **how}}, None)[stage]
+        sampling = both.stages({stage: {"steps": STEPS, **how}})[stage]
         with torch.no_grad():
             found = both.decoder.decode(
                 Representation(small, "pixels", "rgb"), text, null, ImageNoise(SEEDS), [sampling]

@@ -228,4 +228,4 @@ def test_the_recipe_of_the_repository_is_small(part: str) -> None:
 
     parameters = sum(p.numel() for p in tensors.on_meta(build).parameters())
     print(f"\n{part}: {parameters:,} parameters")
-    assert 4e6 < parameters < 5e6
+    assert 1.5e6 < parameters < 3e6

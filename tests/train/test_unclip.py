@@ -314,7 +314,7 @@ def test_the_recipes_of_the_repository_are_small() -> None:
     larger = validate(pixels.StageRecipe, read_toml(ROOT / "recipes" / "super-resolution.toml"))
     added = sum(p.numel() for p in tensors.on_meta(lambda: EfficientUNet(larger.network)).parameters())
     print(f"\n{parameters:,} parameters, and {added:,} of the upsampler")
-    assert 6e6 < parameters < 6.6e6
+    assert 6e6 < parameters < 7e6
     assert added < 3e6
     assert larger.factor == recipe.factor
     assert not larger.reads
