@@ -166,8 +166,7 @@ def test_fresh_drawings_are_near_each_other_and_noise_is_not(clip: Clip) -> None
     apart = fresh.closeness(fresh.features(clip, noise), held.features)
     assert apart.kernel is not None
     assert apart.kernel > 10 * abs(held.drawn.kernel)
-    assert apart.recall == 0
-    assert apart.precision < held.drawn.precision / 2
+    assert apart.recall == 0  # precision tells less: what CLIP makes of noise lies amid the few true pictures
 
 
 def test_scores_know_which_caption_is_whose(clip: Clip) -> None:
