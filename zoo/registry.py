@@ -211,8 +211,8 @@ def find(
     )
 
 
-def can_edit(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether a model at hand comes with the CLIP in whose embeddings `zoo.dalle2.edit` changes pictures.
+def can_edit(folder: Path) -> bool:
+    """Whether the model there comes with the CLIP in whose embeddings `zoo.dalle2.edit` changes pictures.
 
     Published checkpoints bring none.
 
@@ -221,7 +221,6 @@ def can_edit(name_or_path: str | os.PathLike[str]) -> bool:
     """
     from zoo import config
 
-    folder = models().get(str(name_or_path), Path(name_or_path))
     own = (folder / CONFIG).is_file() and not (folder / INDEX).is_file()
     return own and config.read(folder).image_encoder is not None
 

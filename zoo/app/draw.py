@@ -129,7 +129,7 @@ def save(drawings: Sequence[Drawing], folder: Path) -> list[list[Path]]:
         *pictures, sheet = drawing.result.save(folder)
         films = [
             film.save(picture.with_suffix(".gif"))
-            for picture, film in zip(pictures, drawing.films, strict=False)
+            for picture, film in zip(pictures, drawing.films, strict=False)  # unless asked for, there are none
             if any(frame.clean is not None for frame in film.frames)
         ]
         saved.append([*pictures, *films, *([sheet] if len(pictures) > 1 else [])])

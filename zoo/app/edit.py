@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from PIL import Image
 
@@ -17,7 +18,8 @@ from zoo.result import Result
 
 def able(models: Models) -> list[str]:
     """The models of a page that can: those whose folder holds the CLIP in whose embeddings edits are made."""
-    return [name for name in models.names if registry.can_edit(name)]
+    held = registry.models()
+    return [name for name in models.names if registry.can_edit(held.get(name, Path(name)))]
 
 
 def why_not(models: Models) -> str:

@@ -131,7 +131,7 @@ class Handlers:
         models, prompt, negative, count, seed, sampler, steps, guidance, film, sources, *strengths = said
         adapters = {
             self._adapter(source): (source, strength)
-            for source, strength in zip(sources or (), strengths, strict=False)
+            for source, strength in zip(sources or (), strengths, strict=False)  # there are sliders to spare
         }
         return Wish(
             models=models or (),

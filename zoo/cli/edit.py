@@ -157,15 +157,15 @@ def invert(
 
 def _load(model: str | None, device: str) -> Pipeline:
     """A model that can edit, or the first at hand; told before it is fetched or loaded if one cannot."""
-    able = []
-    for name in registry.models():
+    held, able = registry.models(), []
+    for name, folder in held.items():
         with suppress(ValueError):  # a damaged one, which loading it explains
-            able += [name] if registry.can_edit(name) else []
+            able += [name] if registry.can_edit(folder) else []
     if model is None and not able:
         raise ValueError("no model at hand can edit pictures: give a DALL-E 2 by --model")
     chosen = model or able[0]
-    published = chosen in registry.PUBLISHED and chosen not in registry.models()
-    if published or not registry.can_edit(chosen if chosen in able else registry.find(chosen)):
+    published = chosen in registry.PUBLISHED and chosen not in held
+    if published or not registry.can_edit(registry.find(chosen)):
         raise ValueError(
             f"{chosen} cannot edit pictures: that takes a DALL-E 2 together with the CLIP that its decoder was trained "
             f"with; models at hand that can: {', '.join(able) or 'none'}"
