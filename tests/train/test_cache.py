@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zoo.train import cache
-from zoo.train.cache import SceneData, filled, picked, scenes
+from zoo.train.cache import SceneData, filled, filled_together, picked, scenes
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +66,23 @@ def test_an_interrupted_cache_leaves_nothing(tmp_path: Path) -> None:
 def test_rows_come_in_the_order_asked_for() -> None:
     array = np.arange(10).reshape(5, 2)
     assert picked(array, np.array([3, 0, 3, 1])).tolist() == [[6, 7], [0, 1], [6, 7], [2, 3]]
+
+
+def test_arrays_of_one_pass_fill_only_what_is_missing(tmp_path: Path) -> None:
+    passes = 0
+
+    def chunks(value: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal passes
+        passes += 1
+        for row in range(2):
+            yield np.full((2, 3), value + row), np.full((2, 5), -value - row)
+
+    names, vectors = tmp_path / "cache" / "names", tmp_path / "cache" / "vectors"
+    names.parent.mkdir()
+    (alone,) = filled_together({names: (4, 3)}, ((first,) for first, _ in chunks(1)), what="test")
+    both = filled_together({names: (4, 3), vectors: (4, 5)}, chunks(7), what="test")
+    assert both[0].tolist() == alone.tolist() == [[1] * 3] * 2 + [[2] * 3] * 2  # as it was
+    assert both[1].tolist() == [[-7] * 5] * 2 + [[-8] * 5] * 2
+    again = filled_together({names: (4, 3), vectors: (4, 5)}, chunks(9), what="test")
+    assert [array.tolist() for array in again] == [array.tolist() for array in both]
+    assert passes == 2  # a generator that nobody asks does not begin

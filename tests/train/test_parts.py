@@ -94,7 +94,7 @@ def test_cached_rows_belong_together(home: Path) -> None:
     pictures = cache.scenes(cache.SceneData(scenes=8, size=64, workers=1))
     text = ClipTextEncoder.load(home / "text")
     with torch.no_grad():
-        rows = text_to_image.tokens(pictures, text, 2, 0.3)
+        (rows,) = text_to_image.captioned(pictures, text, 2, 0.3, pooled=False)
     assert rows.shape == (16, 64, 16)
     rng = np.random.default_rng([5, 1, 7])
     said = caption(pictures.scenes[5], "zh", rng, bool(rng.random() < 0.3))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -84,23 +84,50 @@ def filled(
     folder: Path, shape: tuple[int, ...], chunks: Iterable[Array], *, what: str, dtype: type[np.generic] = np.float16
 ) -> Array:
     """The array of `shape` in a cache folder, as a memory map; made of `chunks` of rows if it is not there."""
+    return filled_together({folder: shape}, ((chunk,) for chunk in chunks), what=what, dtype=dtype)[0]
+
+
+def filled_together(
+    shapes: Mapping[Path, tuple[int, ...]],
+    chunks: Iterable[tuple[Array, ...]],
+    *,
+    what: str,
+    dtype: type[np.generic] = np.float16,
+) -> list[Array]:
+    """Arrays with as many rows in cache folders of their own; those that are not there are made in one pass.
+
+    A chunk has rows of each array.
+    """
     with PartialState().local_main_process_first():
-        if not folder.is_dir():
-            _fill(folder, shape, chunks, what, dtype)
-    return np.load(folder / "array.npy", mmap_mode="r")
+        if missing := [folder for folder in shapes if not folder.is_dir()]:
+            _fill(shapes, missing, chunks, what, dtype)
+    return [np.load(folder / "array.npy", mmap_mode="r") for folder in shapes]
 
 
-def _fill(folder: Path, shape: tuple[int, ...], chunks: Iterable[Array], what: str, dtype: type[np.generic]) -> None:
-    with replacing(folder) as temporary, tqdm(total=shape[0], desc=what, mininterval=2) as bar:
-        temporary.mkdir(parents=True)
-        array = np.lib.format.open_memmap(temporary / "array.npy", "w+", dtype, shape)
-        row = 0
+def _fill(
+    shapes: Mapping[Path, tuple[int, ...]],
+    missing: Sequence[Path],
+    chunks: Iterable[tuple[Array, ...]],
+    what: str,
+    dtype: type[np.generic],
+) -> None:
+    promised, row = shapes[missing[0]][0], 0
+    with ExitStack() as stack:
+        arrays: dict[int, np.memmap[Any, Any]] = {}  # by their place in a chunk
+        for place, (folder, shape) in enumerate(shapes.items()):
+            if folder in missing:
+                temporary = stack.enter_context(replacing(folder))
+                temporary.mkdir(parents=True)
+                arrays[place] = np.lib.format.open_memmap(temporary / "array.npy", "w+", dtype, shape)
+        bar = stack.enter_context(tqdm(total=promised, desc=what, mininterval=2))
         for chunk in chunks:
-            array[row : row + len(chunk)] = chunk
-            row += len(chunk)
-            bar.update(len(chunk))
-        assert row == shape[0], f"{row} rows were made, {shape[0]} promised"
-        array.flush()
+            for place, array in arrays.items():
+                array[row : row + len(chunk[place])] = chunk[place]
+            row += len(chunk[0])
+            bar.update(len(chunk[0]))
+        assert row == promised, f"{row} rows were made, {promised} promised"
+        for array in arrays.values():
+            array.flush()
 
 
 def picked(array: Array, rows: Array) -> Array:

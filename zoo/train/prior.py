@@ -10,7 +10,6 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast
 
@@ -39,12 +38,12 @@ from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.noise import ImageNoise
 from zoo.diffusion.objective import loss as objective
 from zoo.diffusion.schedule import Schedule
-from zoo.interface import Conditioning, Sampling, TextEncoder, TextFeatures
+from zoo.interface import Conditioning, Sampling, TextFeatures
 from zoo.train import TrainingError
 from zoo.train.cache import Array, Scenes, filled, fingerprint, picked, root
 from zoo.train.recipe import RecipeError, Table
 from zoo.train.task import Batch, Image, Metrics, to_float
-from zoo.train.text_to_image import CHUNK, LANGUAGES, PROBED, TextRecipe, TextTask, precision, sentences
+from zoo.train.text_to_image import CHUNK, LANGUAGES, TextRecipe, TextTask, precision
 
 FRESH = 256  # scenes of each half that a prior is asked for, and among which its embedding is looked up
 HALVES: tuple[tuple[str, Split], ...] = (("seen", "train"), ("dev", "dev"))
@@ -115,6 +114,7 @@ class PriorTask(TextTask[PriorRecipeT]):
     """Batches of CLIP image embeddings, text tokens and CLIP text embeddings."""
 
     config_type: ClassVar[type[SequenceConfig]] = PriorConfig
+    pooled = True
     fixed: ClassVar[dict[str, object]] = {}  # fields of the network's config that make it this prior's
 
     def __init__(self, recipe: PriorRecipeT, device: torch.device) -> None:
@@ -127,8 +127,6 @@ class PriorTask(TextTask[PriorRecipeT]):
             empty = self.text.null(1)
             self.null = Conditioning(tokens=empty.tokens.float(), vector=_pooled(empty).float())
             self.embeddings = embeddings(self.scenes, self.clip, device)
-            with self.autocast():
-                self.vectors = vectors(self.scenes, self.text, recipe.captions, recipe.full)
             self.asked = {half: self._ask(split) for half, split in HALVES}
 
     def rows(self, rows: Array, rng: np.random.Generator) -> Batch:
@@ -344,22 +342,6 @@ def embeddings(pictures: Scenes, clip: Clip, device: torch.device) -> Array:
     shape = (len(pictures), clip.model.config.projection_dim)
     folder = root() / f"embeddings-{fingerprint(pictures.folder.name, clip.image_space, precision())}"
     return filled(folder, shape, embedded(), what="embedding pictures")
-
-
-@torch.no_grad()
-def vectors(pictures: Scenes, text: TextEncoder, captions: int, full: float) -> Array:
-    """The CLIP text embeddings of the captions in `text_to_image.tokens`, row by row: float16 [captions, width]."""
-
-    def embedded() -> Iterator[Array]:
-        coming = sentences(pictures, captions, full)
-        while chunk := list(islice(coming, CHUNK)):
-            yield _pooled(text.encode(chunk)).half().cpu().numpy()
-
-    spec = text.produces
-    shape = (len(pictures) * captions, spec.pooled or 0)
-    probe = islice(sentences(pictures, captions, full), PROBED)
-    name = fingerprint(pictures.folder.name, spec.space, precision(), captions, *probe)
-    return filled(root() / f"vectors-{name}", shape, embedded(), what="embedding captions")
 
 
 def _pooled(text: TextFeatures) -> Tensor:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from zoo.evaluate.tasks import MEAN_OF, cases
 from zoo.interface import Conditioning, Sampling, TextEncoder, TextFeatures
 from zoo.text.clip import ClipTextEncoder
 from zoo.text.t5 import T5TextEncoder
-from zoo.train.cache import Array, SceneData, Scenes, filled, fingerprint, picked, root, scenes
+from zoo.train.cache import Array, SceneData, Scenes, filled_together, fingerprint, picked, root, scenes
 from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Image, Task, grid
 
@@ -94,6 +94,8 @@ PromptRecipeT = TypeVar("PromptRecipeT", bound=PromptRecipe)
 class TextTask(Task[TextRecipeT]):
     """Scenes and their cached captions. The trained model is a `Denoiser`, or what a task builds instead."""
 
+    pooled: ClassVar[bool] = False  # does it learn from the one vector that CLIP makes of a text, too?
+
     def __init__(self, recipe: TextRecipeT, device: torch.device) -> None:
         super().__init__(recipe, device)
         try:
@@ -106,7 +108,9 @@ class TextTask(Task[TextRecipeT]):
         self.scenes = scenes(recipe.data)
         # In the precision of training, which rounds what it is given in the same way.
         with self.autocast():
-            self.tokens = tokens(self.scenes, self.text, recipe.captions, recipe.full)
+            self.tokens, *vectors = captioned(self.scenes, self.text, recipe.captions, recipe.full, pooled=self.pooled)
+        if self.pooled:
+            (self.vectors,) = vectors
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.autocast == "bf16")
@@ -198,24 +202,28 @@ def all_of(text: Conditioning, batch: int) -> Conditioning:
 
 
 @torch.no_grad()
-def tokens(pictures: Scenes, text: TextEncoder, captions: int, full: float) -> Array:
-    """Encoded captions, those of a scene in consecutive rows: float16 [scenes * captions, length, width].
+def captioned(pictures: Scenes, text: TextEncoder, captions: int, full: float, *, pooled: bool) -> list[Array]:
+    """Encoded captions, those of a scene in consecutive rows: their tokens, float16 [scenes * captions, length, width].
 
-    Tokens that must not be attended to are zeros, which no encoder makes of a word.
+    `pooled`: and the text's vectors, float16 [scenes * captions, pooled]; both are made in one pass. Tokens that must
+    not be attended to are zeros, which no encoder makes of a word.
     """
 
-    def encoded() -> Iterator[Array]:
+    def encoded() -> Iterator[tuple[Array, ...]]:
         coming = sentences(pictures, captions, full)
         while chunk := list(islice(coming, CHUNK)):
             features = text.encode(chunk)
             words = features.tokens if features.mask is None else features.tokens * features.mask[..., None]
-            yield words.half().cpu().numpy()
+            made = [words, features.pooled] if pooled else [words]
+            yield tuple(part.half().cpu().numpy() for part in made if part is not None)
 
-    spec = text.produces
-    shape = (len(pictures) * captions, spec.length or 0, spec.width)
+    spec, rows = text.produces, len(pictures) * captions
     probe = islice(sentences(pictures, captions, full), PROBED)
     name = fingerprint(pictures.folder.name, spec.space, precision(), captions, *probe)
-    return filled(root() / f"text-{name}", shape, encoded(), what="encoding captions")
+    shapes: dict[Path, tuple[int, ...]] = {root() / f"text-{name}": (rows, spec.length or 0, spec.width)}
+    if pooled:
+        shapes[root() / f"vectors-{name}"] = (rows, spec.pooled or 0)
+    return filled_together(shapes, encoded(), what="encoding captions")
 
 
 def sentences(pictures: Scenes, captions: int, full: float) -> Iterator[str]:

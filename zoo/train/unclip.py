@@ -33,7 +33,7 @@ from zoo.evaluate.foreground import SIDE
 from zoo.imagen.parts import BASE
 from zoo.interface import Conditioning, Representation, Sampling, TextFeatures
 from zoo.train.cache import Array, picked, scenes
-from zoo.train.prior import HALVES, embeddings, vectors
+from zoo.train.prior import HALVES, embeddings
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
 from zoo.train.text_to_image import AT_ONCE, Denoising, TextRecipe, TextTask
@@ -89,6 +89,7 @@ class UnclipTask(TextTask[UnclipRecipe]):
     """Noise is to be told from small pictures, by their embeddings. The trained model is a `Denoiser`."""
 
     recipe_type = UnclipRecipe
+    pooled = True
 
     def __init__(self, recipe: UnclipRecipe, device: torch.device) -> None:
         try:
@@ -104,9 +105,6 @@ class UnclipTask(TextTask[UnclipRecipe]):
         with torch.no_grad():
             self.embeddings = embeddings(self.scenes, self.clip, device)
             self.empty = self.text.null(1) if recipe.reads else UNREAD
-            if recipe.reads:
-                with self.autocast():
-                    self.vectors = vectors(self.scenes, self.text, recipe.captions, recipe.full)
             self.fresh = {half: self._scenes(split == "dev") for half, split in HALVES}
 
     def build(self) -> nn.Module:
