@@ -58,16 +58,19 @@ class KeyTable:
     """Renames parameters, or modules, by a list of pairs: `theirs` exports, `ours` imports."""
 
     def __init__(self, pairs: Pairs) -> None:
-        self._rules = [(_pattern(ours), _template(theirs), _pattern(theirs), _template(ours)) for ours, theirs in pairs]
+        self._rules = [(_pattern(ours), theirs + "{}", _pattern(theirs), ours + "{}") for ours, theirs in pairs]
 
     def theirs(self, name: str) -> str | None:
         """The published name of our parameter or module; None if the table knows no such name."""
-        return next((m.expand(template) for ours, template, _, _ in self._rules if (m := ours.fullmatch(name))), None)
+        return next(
+            (template.format(*m.groups()) for ours, template, _, _ in self._rules if (m := ours.fullmatch(name))), None
+        )
 
     def ours(self, name: str) -> str | None:
         """Our name of a published parameter or module; None if the table knows no such name."""
         return next(
-            (m.expand(template) for _, _, theirs, template in self._rules if (m := theirs.fullmatch(name))), None
+            (template.format(*m.groups()) for _, _, theirs, template in self._rules if (m := theirs.fullmatch(name))),
+            None,
         )
 
     def published(self, module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -78,12 +81,6 @@ class KeyTable:
 
 def _pattern(module: str) -> re.Pattern[str]:
     return re.compile(re.escape(module).replace(r"\{\}", r"(\d+)") + r"(\.weight|\.bias|)")
-
-
-def _template(module: str) -> str:
-    parts = module.split("{}")
-    numbered = "".join(f"{part}\\g<{i}>" for i, part in enumerate(parts[:-1], start=1))
-    return f"{numbered}{parts[-1]}\\g<{len(parts)}>"
 
 
 def rename(

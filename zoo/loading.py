@@ -14,6 +14,7 @@ from zoo import config as configs
 from zoo import published, registry, weights
 from zoo.call.abilities import ImageEncoder, OneSize
 from zoo.config import ModelConfig, Role
+from zoo.finite import checked_later
 from zoo.interface import Decoder, Generator, Sampling, TextEncoder
 from zoo.pipeline import Pipeline, device_of
 from zoo.published import INDEX, Assembly
@@ -109,24 +110,27 @@ def load(
 
     safety_checker: None, "published" for the checkpoint's own, or a callable (see `zoo.safety`).
 
+    Files in the precision that is wanted are mapped, not read: whether they hold NaN is seen by the first call.
+
     Raises:
         ValueError: no such model, part or device, damaged files, or parts that do not fit each other.
     """
     how = Reading(dtype, variant, prediction, clip_skip)
     checked = safety_checker == "published"
     place = registry.find(name_or_path, revision=revision, variant=variant, safety_checker=checked)
-    source = _source(place, how)
     chosen: dict[Role, object] = {"text_encoder": text_encoder, "generator": generator, "decoder": decoder}
     labels: dict[Role, str] = {}
     parts: dict[Role, object] = {}
     looks: object = None  # comes with the decoder; beside a decoder object it is the caller's to set
-    for role, choice in chosen.items():
-        parts[role] = choice
-        if choice is None or isinstance(choice, str):
-            owner, name = _owner(source, role, choice, how)
-            parts[role] = owner.part(role, name)
-            looks = owner.looks() if role == "decoder" else looks
-            labels[role] = choice if choice and "/" in choice else f"{source.name}/{choice or role}"
+    with checked_later() as unread:
+        source = _source(place, how)
+        for role, choice in chosen.items():
+            parts[role] = choice
+            if choice is None or isinstance(choice, str):
+                owner, name = _owner(source, role, choice, how)
+                parts[role] = owner.part(role, name)
+                looks = owner.looks() if role == "decoder" else looks
+                labels[role] = choice if choice and "/" in choice else f"{source.name}/{choice or role}"
     made: object = parts["generator"]
     size: tuple[int, int] | None = source.size
     if decoder is not None:
@@ -141,6 +145,7 @@ def load(
         labels=labels,
         image_encoder=cast("ImageEncoder | None", looks),
     )
+    pipeline.unread = unread
     pipeline.to(device, dtype)
     if safety_checker is not None:
         from zoo.safety import find_checker

@@ -21,6 +21,7 @@ from zoo.call.inputs import layout_of, start_of
 from zoo.call.settings import check_noise, check_size, sampling_of, size_of, stages_of
 from zoo.config import Role
 from zoo.diffusion.noise import GivenNoise, ImageNoise
+from zoo.finite import Unread
 from zoo.fit import check_fit, check_image_encoder
 from zoo.interface import Decoder, Generator, Init, NoiseSource, Observer, Sampling, Step, TextEncoder, TextFeatures
 from zoo.result import Result
@@ -73,6 +74,7 @@ class Pipeline(Adaptive):
         self.name = name
         self.defaults = defaults or Sampling()
         self.size = size
+        self.unread: Unread | None = None  # weights that nobody has looked at yet
         self.safety_checker: SafetyChecker | None = None  # looks at every picture before it is handed out
         self._adapters = Adapters({"text_encoder": text_encoder, "generator": generator, "decoder": decoder})
 
@@ -87,6 +89,16 @@ class Pipeline(Adaptive):
                 part.to(device=None if device is None else device_of(device), dtype=dtype)
         self._adapters.to(None if device is None else device_of(device), dtype)
         return self
+
+    def check_weights(self) -> None:
+        """Look at the weights that loading did not read; the first call does it.
+
+        Raises:
+            ValueError: a file holds NaN or infinity; the message names the tensors.
+        """
+        if self.unread is not None:
+            self.unread.check()
+            self.unread = None
 
     def stages(
         self, stages: Mapping[str, Mapping[str, object]] | None = None, augmentation: float | None = None
@@ -147,8 +159,10 @@ class Pipeline(Adaptive):
         `zoo.interface.Sampling`; None takes the model's default.
 
         Raises:
-            ValueError: no prompts, a prompt longer than the text encoder's window, or a setting that cannot be.
+            ValueError: no prompts, a prompt longer than the text encoder's window, a setting that cannot be, or, at the
+                first call, weights that are not finite.
         """
+        self.check_weights()
         asked = as_prompts(prompts)
         seeds = as_seeds(seed, n, len(asked))
         count, owner = len(seeds), torch.arange(len(asked)).repeat_interleave(len(seeds) // len(asked))

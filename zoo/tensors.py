@@ -15,8 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zoo.finite import broken, later
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LONGEST_HEADER = 100_000_000  # bytes, the library's own limit
+SAMPLED, RUNS, RUN = 2**19, 64, 1024  # above so many values a fingerprint takes some 64 runs of 1024
 SCALE = ".scale"  # ends the name of the scales of a tensor that is stored in eight bits
 
 
@@ -208,7 +211,8 @@ def assign(
 ) -> None:
     """Give every parameter and buffer of `module` its tensor, floating ones as `dtype`; every tensor is accounted for.
 
-    `ignore` are patterns of stored names that may be left over.
+    `ignore` are patterns of stored names that may be left over. Within `zoo.finite.checked_later`, tensors that are
+    taken as they are stored are not looked at for NaN and infinity.
 
     Raises:
         ValueError: names are missing, unexpected or misshapen, or values are no numbers of the right kind, or not
@@ -217,6 +221,9 @@ def assign(
     wanted = module.state_dict()
     stored = {n: t for n, t in tensors.items() if n in wanted or not any(re.fullmatch(p, n) for p in ignore)}
     shared = wanted.keys() & stored.keys()
+    # A tensor of another shape may claim more elements than there is memory for.
+    numbers = {n: stored[n] for n in shared if stored[n].shape == wanted[n].shape and stored[n].is_floating_point()}
+    unread, mapped = later(), {n: t for n, t in numbers.items() if t.dtype == dtype}
     faults = {
         "missing": sorted(wanted.keys() - stored.keys()),
         "unexpected": sorted(stored.keys() - wanted.keys()),
@@ -231,29 +238,20 @@ def assign(
             if stored[n].is_floating_point() != wanted[n].is_floating_point()
             or stored[n].is_complex() != wanted[n].is_complex()
         ),
-        "not finite": sorted(
-            # A tensor of another shape may claim more elements than there is memory for.
-            n
-            for n in shared
-            if stored[n].is_floating_point() and stored[n].shape == wanted[n].shape and not finite(stored[n])
-        ),
+        "not finite": broken(numbers if unread is None else {n: numbers[n] for n in numbers.keys() - mapped.keys()}),
     }
     if any(faults.values()):
         listed = "\n".join(f"  {kind} ({len(names)}): {', '.join(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"{source} does not fit {type(module).__name__}:\n{listed}")
     cast = {n: own(t.to(dtype) if t.is_floating_point() else t) for n, t in stored.items()}
-    if large := sorted(n for n, t in cast.items() if t.dtype == torch.float16 and not finite(t)):
+    if dtype == torch.float16 and (large := broken({n: cast[n] for n in numbers.keys() - mapped.keys()})):
         raise ValueError(f"{source} holds numbers too large for {dtype}: {', '.join(large)}. Load it as bfloat16")
     module.load_state_dict(cast, strict=True, assign=True)
+    if unread is not None:
+        unread.add(source, {n: cast[n] for n in mapped})
     unset = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
     if unset:
         raise ValueError(f"{source} leaves {', '.join(unset)} of {type(module).__name__} without values")
-
-
-def finite(tensor: Tensor) -> bool:
-    """Whether every value is a number, without a mask of the tensor's size."""
-    tensor = tensor.float() if tensor.element_size() == 1 else tensor
-    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all()) if tensor.numel() else True
 
 
 def sha256(path: Path) -> str:
@@ -265,12 +263,16 @@ def sha256(path: Path) -> str:
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Sixteen hexadecimal digits that name the space which these weights define.
 
-    Taken in half precision, so that weights are the same space before and after they are stored in it.
+    Taken in half precision, so that weights are the same space before and after they are stored in it; and of large
+    tensors from runs of values all over them, since training changes every one.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        if tensor.numel() > SAMPLED:
+            runs = tensor.flatten()[: tensor.numel() // RUN * RUN].view(-1, RUN)
+            tensor = runs[:: len(runs) // RUNS]
         half = tensor.half() if tensor.is_floating_point() else tensor
-        digest.update(f"{name}{list(half.shape)}".encode())
         digest.update(half.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -366,3 +366,10 @@ def test_changed_numbers_where_the_sum_is_known(folder: Path, monkeypatch: pytes
         data[chance.randrange(len(data) // 2, len(data))] ^= 1 << chance.randrange(8)
         path.write_bytes(bytes(data))
         check(lambda: registry.find("pinned"), f"{path} is not what was published")
+
+
+def test_numbers_that_are_only_mapped_are_looked_at_by_the_first_call(folder: Path) -> None:
+    not_finite(folder / "unet" / WEIGHTS, random.Random(0))
+    pipe = zoo.load(folder, device="cpu")
+    for _ in range(2):
+        check(lambda: pipe("a", n=1, steps=1, progress=False), f"{folder / 'unet'} holds NaN or infinity (1): ")

@@ -156,6 +156,9 @@ def test_a_part_can_start_from_exported_weights(home: Path, part: str) -> None:
     for key in before:  # an export folds the latents' new mean and deviation into the 1x1 convolutions
         if "quant_conv" not in key:
             assert torch.allclose(before[key].float(), after[key].float(), atol=2e-3), key
+    stories = [json.loads((out / "final" / "training.json").read_text("utf-8")) for out in (first, second)]
+    assert stories[0]["before"] == {}
+    assert stories[1]["before"] == {key: stories[0][key] for key in ("step", "images", "minutes")}
 
 
 def test_weights_of_another_model_are_no_start(home: Path) -> None:

@@ -16,10 +16,11 @@ from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
 from zoo.train.lcm import load_teacher
 from zoo.train.recipe import read_toml
-from zoo.train.ship import ShipRecipe, assemble
+from zoo.train.ship import ShipRecipe, Source, assemble
 
 ROOT = Path(__file__).parents[2]
-RUN = {"recipe": {"part": "lcm"}, "step": 7, "images": 224, "minutes": 0.5}
+BEFORE = {"step": 2, "images": 64, "minutes": 0.25}
+RUN = {"recipe": {"part": "lcm"}, "before": BEFORE, "step": 7, "images": 224, "minutes": 0.5}
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_only_the_unet_is_new(recipe: ShipRecipe) -> None:
     assert files == {"config.json", "README.md", "unet/model.safetensors"}
     config = configs.read(folder)
     assert (config.text_encoder.shared, config.generator.shared, config.decoder.shared) == ("tiny", None, "tiny")
-    assert config.training["lcm"] == {"step": 7, "images": 224, "minutes": 0.5}
+    assert config.training["lcm"] == {"step": 9, "images": 288, "minutes": 0.75}
 
 
 def test_it_draws_with_its_own_defaults(recipe: ShipRecipe) -> None:
@@ -69,7 +70,9 @@ def test_it_draws_with_its_own_defaults(recipe: ShipRecipe) -> None:
 def test_eight_bits_draw_nearly_the_same(recipe: ShipRecipe) -> None:
     """The U-Net's file is half as large, and still what it says it is; its text encoder stays as others read it."""
     whole = assemble(recipe)
-    small = assemble(recipe.model_copy(update={"name": "small", "bits": 8}))
+    assert isinstance(recipe.generator, Source)
+    eight = recipe.generator.model_copy(update={"bits": 8})
+    small = assemble(recipe.model_copy(update={"name": "small", "generator": eight}))
     sizes = [(folder / "unet" / "model.safetensors").stat().st_size for folder in (whole, small)]
     assert sizes[1] < 0.75 * sizes[0], "small tensors and the header weigh much here"
     drawn = [zoo.load(folder, device="cpu")("a red star", n=2, progress=False).tensor for folder in (whole, small)]

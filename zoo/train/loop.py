@@ -29,6 +29,7 @@ from zoo.train.optimise import Ema, learning_rate
 from zoo.train.recipe import Recipe
 from zoo.train.task import Batch, Task
 
+STORY = "training.json"  # beside the exported weights: how they came to be
 AHEAD = 2  # batches prepared while a step computes
 
 
@@ -218,9 +219,18 @@ def _export(task: Task[Recipe], ema: Ema, recipe: Recipe, summary: Summary) -> N
     with checkpoint.replacing(summary.folder) as folder:
         folder.mkdir()
         task.export(ema.model.cpu().to(memory_format=torch.contiguous_format), folder)
-        story = asdict(summary) | {"folder": None, "recipe": recipe.model_dump(mode="json")}
+        story = asdict(summary) | {"folder": None, "before": _before(recipe), "recipe": recipe.model_dump(mode="json")}
         story |= {"torch": torch.__version__, "machine": f"{platform.machine()}, {task.device.type}"}
-        (folder / "training.json").write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / STORY).write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _before(recipe: Recipe) -> dict[str, float]:
+    """What the weights that the run began with had cost, with all that came before; nothing if they were random."""
+    story = recipe.init and recipe.init / STORY
+    if not story or not story.is_file():
+        return {}
+    was = json.loads(story.read_text("utf-8"))
+    return {key: was[key] + was.get("before", {}).get(key, 0) for key in ("step", "images", "minutes")}
 
 
 def _announce(recipe: Recipe, state: State, place: torch.device, ranks: int, parameters: int) -> None:

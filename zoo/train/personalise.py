@@ -101,6 +101,7 @@ class AdapterTask(Task[AdapterRecipe]):
         super().__init__(recipe, device)
         try:
             self.pipe = load(recipe.model, device=device)
+            self.pipe.check_weights()
             self.side = _side(self.pipe)
             captions, pixels = read(recipe.pictures, recipe.prompt, self.side)
             every = learners(self.pipe)

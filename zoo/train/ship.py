@@ -38,13 +38,14 @@ class Source(BaseModel):
     run: Path | None = None
     arguments: dict[str, JsonValue] | None = None  # unless the run's config.json says them
     shared: str | None = None
+    bits: Literal[8, 16] | None = None  # of each weight, if not the model's
     upsamplers: str | None = None  # the shipped model whose cascade comes after a decoder of DALL-E 2, files shared
     base: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         own = [value is not None for value in (self.kind, self.run)]
-        if any([*own, self.arguments, self.shared, self.upsamplers]) if self.base else not all(own):
+        if any([*own, self.arguments, self.shared, self.upsamplers, self.bits]) if self.base else not all(own):
             raise ValueError("say where the part comes from: either base, or both of kind and run")
         return self
 
@@ -139,8 +140,8 @@ def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | No
     loaded: object = weights.load_part(
         source.run, PartConfig.model_validate({"kind": source.kind, "arguments": arguments})
     )
-    dtype = torch.int8 if bits == 8 and role != "text_encoder" else torch.float16
-    part = weights.save_part(folder, loaded, subfolder=variant or ".", dtype=dtype)
+    eight = (source.bits or bits) == 8 and role != "text_encoder"
+    part = weights.save_part(folder, loaded, subfolder=variant or ".", dtype=torch.int8 if eight else torch.float16)
     if source.upsamplers is None:
         return part
     cascade = configs.read(folder.parent / source.upsamplers).decoder
@@ -173,7 +174,7 @@ def _tell_sharers(shelf: Path, shared: str) -> None:
 
 
 def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
-    """What each part's run says of itself: steps, images seen, minutes."""
+    """What each part has cost, with what it began with: steps, images seen, minutes."""
     said: dict[str, JsonValue] = {}
     for source in recipe.sources:
         if source.base is not None:
@@ -184,7 +185,8 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
     for source in recipe.sources:
         if source.run is not None:
             run = json.loads((source.run / "training.json").read_text("utf-8"))
-            said[run["recipe"]["part"]] = {key: run[key] for key in ("step", "images", "minutes")}
+            before = run.get("before", {})
+            said[run["recipe"]["part"]] = {key: run[key] + before.get(key, 0) for key in ("step", "images", "minutes")}
     return said
 
 
