@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import JsonValue
+from safetensors.torch import load_file, save_file
 
 import zoo
 from zoo import config as configs
+from zoo import tensors, weights
 from zoo.config import Defaults
 from zoo.interface import Sampling
 from zoo.pipeline import Pipeline
@@ -43,6 +45,30 @@ def test_what_is_saved_is_what_is_loaded(tiny: Pipeline, tmp_path: Path) -> None
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert {tensor.dtype for tensor in after.values() if tensor.is_floating_point()} == {torch.float32}
         assert not any(parameter.requires_grad for parameter in again.parameters())  # type: ignore[union-attr]
+
+
+def test_weights_of_eight_bits_still_define_the_spaces_that_others_were_trained_for(
+    tiny: Pipeline, tmp_path: Path
+) -> None:
+    parts = (tiny.text_encoder, tiny.generator, tiny.decoder)
+    for name, dtype in (("small", torch.int8), ("again", torch.float16)):  # and through the files of another precision
+        weights.save_model(tmp_path / name, *parts, family="tiny", resolution=(32, 32), dtype=dtype)
+        pipe = zoo.load(tmp_path / name, device="cpu")
+        parts = (pipe.text_encoder, pipe.generator, pipe.decoder)
+        assert pipe.text_encoder.produces == tiny.text_encoder.produces
+        assert pipe.decoder.needs == tiny.decoder.needs
+        drawn = [made("a red star", n=2, steps=4, progress=False).tensor for made in (tiny, pipe)]
+        assert 0 < float((drawn[0] - drawn[1]).abs().mean()) < 0.1
+    before, after = (part.state_dict() for part in (tiny.text_encoder, pipe.text_encoder))  # type: ignore[attr-defined]
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_header_that_names_no_space_is_refused(copy: Path) -> None:
+    path = copy / "vae" / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "space.latents": "../x"})
+    change(copy, tensors.sha256(path), "decoder", "files", "vae/model.safetensors")
+    with pytest.raises(ValueError, match=r"its header names a space '\.\./x', not sixteen hexadecimal digits"):
+        zoo.load(copy, device="cpu")
 
 
 def test_defaults_are_those_of_sampling() -> None:

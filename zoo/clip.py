@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ from zoo.text.tokenizer import FILE as VOCABULARY
 from zoo.text.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
+TOWER: dict[Literal["image", "text"], tuple[str, str]] = {
+    "image": ("vision_model.", "visual_projection."),
+    "text": ("text_model.", "text_projection."),
+}
 
 
 class Clip(nn.Module):
@@ -32,6 +37,7 @@ class Clip(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
+        self.spaces: Mapping[str, str] = {}  # what the file says that it defines
 
     @classmethod
     def load(cls, folder: str | Path, arguments: Mapping[str, object] | None = None) -> Clip:
@@ -54,7 +60,9 @@ class Clip(nn.Module):
         patches = model.vision_model.embeddings.num_positions
         model.vision_model.embeddings.position_ids = torch.arange(patches)[None]
         tensors.assign(model, tensors.read(folder / WEIGHTS), source=folder / WEIGHTS)
-        return cls(model, Tokenizer.load(folder, config.text_config.max_position_embeddings))
+        found = cls(model, Tokenizer.load(folder, config.text_config.max_position_embeddings))
+        found.spaces = tensors.spaces(folder / WEIGHTS)
+        return found
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns no arguments, and the files, relative to `folder`."""
@@ -62,15 +70,19 @@ class Clip(nn.Module):
         (folder / VOCABULARY).parent.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(self.model.config.to_json_string(), "utf-8")
         (folder / VOCABULARY).write_bytes(self.tokenizer.model)
-        tensors.write(folder / WEIGHTS, self.model.state_dict(), dtype)
+        named = tensors.naming({kind: self.fingerprint(kind) for kind in TOWER})
+        tensors.write(folder / WEIGHTS, self.model.state_dict(), dtype, named)
         return {}, files
 
     @cached_property
     def image_space(self) -> str:
         """Names the space of `embed_images` by the weights that define it: a prior makes what a decoder reads there."""
-        image = ("vision_model.", "visual_projection.")
-        state = {name: tensor for name, tensor in self.model.state_dict().items() if name.startswith(image)}
-        return f"clip-image-{tensors.fingerprint(state)}"
+        return f"clip-image-{self.fingerprint('image')}"
+
+    def fingerprint(self, kind: Literal["image", "text"]) -> str:
+        """Names the weights of a tower: see `zoo.tensors.fingerprint`."""
+        state = {name: tensor for name, tensor in self.model.state_dict().items() if name.startswith(TOWER[kind])}
+        return self.spaces.get(kind) or tensors.fingerprint(state)
 
     @property
     def produces(self) -> RepresentationSpec:

@@ -20,6 +20,7 @@ from zoo.finite import broken, later
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LONGEST_HEADER = 100_000_000  # bytes, the library's own limit
 SAMPLED, RUNS, RUN = 2**19, 64, 1024  # above so many values a fingerprint takes some 64 runs of 1024
+SPACE = "space."  # begins what a header says of the spaces that the tensors define
 SCALE = ".scale"  # ends the name of the scales of a tensor that is stored in eight bits
 
 
@@ -123,6 +124,25 @@ def metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error}): fetch or write it again") from error
+
+
+def spaces(path: Path) -> dict[str, str]:
+    """The names of the spaces that a file's tensors define, by kind, as its header has them; none in other headers.
+
+    They are the `fingerprint` of what was written: weights that were rounded to eight bits define the same spaces.
+
+    Raises:
+        ValueError: the file is missing, cut off or not safetensors, or its header has something else for a name.
+    """
+    found = {key.removeprefix(SPACE): name for key, name in metadata(path).items() if key.startswith(SPACE)}
+    if odd := [name for name in found.values() if not re.fullmatch("[0-9a-f]{16}", name)]:
+        raise ValueError(f"{path} is damaged: its header names a space {odd[0]!r}, not sixteen hexadecimal digits")
+    return found
+
+
+def naming(spaces: Mapping[str, str]) -> dict[str, str]:
+    """The header of a file whose tensors define these spaces: see `spaces`."""
+    return {"format": "pt", **{SPACE + kind: name for kind, name in spaces.items()}}
 
 
 def write(

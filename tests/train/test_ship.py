@@ -16,7 +16,7 @@ from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
 from zoo.train.lcm import load_teacher
 from zoo.train.recipe import read_toml
-from zoo.train.ship import ShipRecipe, Source, assemble
+from zoo.train.ship import ShipRecipe, assemble
 
 ROOT = Path(__file__).parents[2]
 BEFORE = {"step": 2, "images": 64, "minutes": 0.25}
@@ -32,7 +32,8 @@ def recipe(tiny_models: Path, tmp_path: Path) -> ShipRecipe:
     unet = teacher.config.unet.model_copy(update={"guidance_width": 16})
     network = UNet(unet)
     assert network.guidance is not None
-    told = {"guidance.project.weight": torch.randn(network.guidance.project.weight.shape)}
+    source = torch.Generator().manual_seed(0)
+    told = {"guidance.project.weight": torch.randn(network.guidance.project.weight.shape, generator=source)}
     network.load_state_dict(teacher.denoiser.network.state_dict() | told)
     config = teacher.config.model_copy(update={"unet": unet, "guidance_range": (1.0, 7.0)})
     arguments, _ = LatentGenerator.of(network, config).save(run, torch.float16)
@@ -59,7 +60,7 @@ def test_it_draws_with_its_own_defaults(recipe: ShipRecipe) -> None:
     drawn = pipe("a red star", n=2, progress=False, callback=lambda stage, step: steps.append(step.index))
     assert steps == [0, 1, 2, 3]
     more = pipe("a red star", n=2, guidance=6.0, progress=False)
-    assert (drawn.tensor - more.tensor).abs().max() > 0.01
+    assert (drawn.tensor - more.tensor).abs().max() > 1e-3  # without the port they are equal to the bit
     with pytest.raises(ValueError, match="guidance from 1 to 7, got 9"):
         pipe("a red star", n=1, guidance=9.0, progress=False)
     with pytest.raises(ValueError, match="fast .* takes no negative prompt: leave negative out"):
@@ -68,11 +69,9 @@ def test_it_draws_with_its_own_defaults(recipe: ShipRecipe) -> None:
 
 
 def test_eight_bits_draw_nearly_the_same(recipe: ShipRecipe) -> None:
-    """The U-Net's file is half as large, and still what it says it is; its text encoder stays as others read it."""
+    """The U-Net's file is half as large, and still what it says it is."""
     whole = assemble(recipe)
-    assert isinstance(recipe.generator, Source)
-    eight = recipe.generator.model_copy(update={"bits": 8})
-    small = assemble(recipe.model_copy(update={"name": "small", "generator": eight}))
+    small = assemble(recipe.model_copy(update={"name": "small", "bits": 8}))
     sizes = [(folder / "unet" / "model.safetensors").stat().st_size for folder in (whole, small)]
     assert sizes[1] < 0.75 * sizes[0], "small tensors and the header weigh much here"
     drawn = [zoo.load(folder, device="cpu")("a red star", n=2, progress=False).tensor for folder in (whole, small)]

@@ -235,6 +235,7 @@ class VaeDecoder(nn.Module):
         super().__init__()
         self.vae = vae.requires_grad_(False).eval()
         self.tile = tile
+        self.spaces: Mapping[str, str] = {}  # what the file says that it defines
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object]) -> VaeDecoder:
@@ -246,11 +247,13 @@ class VaeDecoder(nn.Module):
         config = VAEConfig.model_validate(arguments)
         path = folder / VAE_FILE if (folder / VAE_FILE).is_file() else folder / VAE_FILE.name
         vae = tensors.load(lambda: VAE(config), path)
-        return cls(vae)
+        found = cls(vae)
+        found.spaces = tensors.spaces(path)
+        return found
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
-        tensors.write(folder / VAE_FILE, self.vae.state_dict(), dtype)
+        tensors.write(folder / VAE_FILE, self.vae.state_dict(), dtype, tensors.naming({"latents": self.fingerprint}))
         return self.vae.config.model_dump(mode="json"), [VAE_FILE]
 
     @property
@@ -261,11 +264,15 @@ class VaeDecoder(nn.Module):
     @cached_property
     def needs(self) -> RepresentationSpec:
         """The latent space is the encoder's: decoders trained further for one encoder serve the same generators."""
+        return RepresentationSpec("latent", (self.vae.config.latent_channels, None, None), f"vae-{self.fingerprint}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names what makes latents: see `zoo.tensors.fingerprint`."""
         config = self.vae.config
         inward = {n: t for n, t in self.vae.state_dict().items() if n.startswith(("encoder.", "quant_conv."))}
         units = torch.tensor([config.scaling_factor, config.shift_factor])
-        space = f"vae-{tensors.fingerprint(inward | {'units': units})}"
-        return RepresentationSpec("latent", (config.latent_channels, None, None), space)
+        return self.spaces.get("latents") or tensors.fingerprint(inward | {"units": units})
 
     @property
     def needs_text(self) -> TextSpec | None:

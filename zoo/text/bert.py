@@ -47,6 +47,7 @@ class BertTextEncoder(nn.Module):
             )
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
+        self.spaces: Mapping[str, str] = {}  # what the file says that it defines
 
     @classmethod
     def of(
@@ -90,11 +91,14 @@ class BertTextEncoder(nn.Module):
             raise ValueError(f"{folder / CONFIG} is not the config of a BERT: {error}") from error
         longest = window or int(said.get("max_position_embeddings", 512))
         tokenizer = PublishedTokenizer.load(folder / TOKENIZER, "BertTokenizer", longest)
-        return cls.of(said, tensors.read(folder / WEIGHTS), tokenizer, folder / WEIGHTS)
+        found = cls.of(said, tensors.read(folder / WEIGHTS), tokenizer, folder / WEIGHTS)
+        found.spaces = tensors.spaces(folder / WEIGHTS)
+        return found
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
-        tensors.write(folder / WEIGHTS, self.model.state_dict(), dtype)
+        named = tensors.naming({"text": self.fingerprint})
+        tensors.write(folder / WEIGHTS, self.model.state_dict(), dtype, named)
         said = {"architectures": ["BertModel"], "model_type": "bert"}
         said |= {field: getattr(self.model.config, field) for field in FIELDS}
         (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
@@ -103,8 +107,12 @@ class BertTextEncoder(nn.Module):
 
     @cached_property
     def produces(self) -> TextSpec:
-        space = f"bert-{tensors.fingerprint(self.model.state_dict())}"
-        return TextSpec(self.model.config.hidden_size, space, self.tokenizer.window)
+        return TextSpec(self.model.config.hidden_size, f"bert-{self.fingerprint}", self.tokenizer.window)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the weights: see `zoo.tensors.fingerprint`."""
+        return self.spaces.get("text") or tensors.fingerprint(self.model.state_dict())
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of `prompts`, on the encoder's device. Warns of words that the vocabulary does not know.

@@ -63,6 +63,7 @@ class ClipTextEncoder(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.layer, self.masked = layer, masked
+        self.spaces: Mapping[str, str] = {}  # what the file says that it defines
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> ClipTextEncoder:
@@ -81,7 +82,9 @@ class ClipTextEncoder(nn.Module):
             config = CLIPTextConfig(**{field: said[field] for field in FIELDS if field in said})
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{source} is not the config of a CLIP text tower: {error}") from error
-        return cls._of(config, tensors.read(weights), _tokenizer(folder, config), weights, *_arguments(arguments))
+        found = cls._of(config, tensors.read(weights), _tokenizer(folder, config), weights, *_arguments(arguments))
+        found.spaces = tensors.spaces(weights)
+        return found
 
     @classmethod
     def of(
@@ -134,7 +137,8 @@ class ClipTextEncoder(nn.Module):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
-        tensors.write(folder / WEIGHTS, self.model.state_dict(), dtype)
+        named = tensors.naming({"text": self.fingerprint})
+        tensors.write(folder / WEIGHTS, self.model.state_dict(), dtype, named)
         kind = "CLIPTextModel" if self.produces.pooled is None else "CLIPTextModelWithProjection"
         said = {"architectures": [kind], "model_type": "clip_text_model"}
         said |= {field: getattr(self.model.config, field) for field in FIELDS}
@@ -157,8 +161,13 @@ class ClipTextEncoder(nn.Module):
     def produces(self) -> TextSpec:
         config = self.model.config
         pooled = None if isinstance(self.model.text_projection, nn.Identity) else config.projection_dim
-        space = f"clip-{tensors.fingerprint(self.model.state_dict())}{self.layer}"
+        space = f"clip-{self.fingerprint}{self.layer}"
         return TextSpec(config.hidden_size, space, self.tokenizer.window, pooled)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the weights: see `zoo.tensors.fingerprint`."""
+        return self.spaces.get("text") or tensors.fingerprint(self.model.state_dict())
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of `prompts`, on the encoder's device. Warns of words that the vocabulary does not know.

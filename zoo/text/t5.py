@@ -67,6 +67,7 @@ class T5TextEncoder(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.lower, self.masked = lower, masked
+        self.spaces: Mapping[str, str] = {}  # what the file says that it defines
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> Self:
@@ -81,7 +82,9 @@ class T5TextEncoder(nn.Module):
         """
         length, how = _arguments(arguments)
         place = folder / FOLDER if (folder / FOLDER / CONFIG).is_file() else folder
-        return cls(_model(_config(place / CONFIG), _stored(place), place), _tokenizer(folder, length), **how)
+        found = cls(_model(_config(place / CONFIG), _stored(place), place), _tokenizer(folder, length), **how)
+        found.spaces = tensors.spaces(place / WEIGHTS) if (place / WEIGHTS).is_file() else {}
+        return found
 
     @classmethod
     def of(
@@ -107,7 +110,7 @@ class T5TextEncoder(nn.Module):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
-        write(folder / FOLDER, self.model, dtype)
+        write(folder / FOLDER, self.model, dtype, self.fingerprint)
         (folder / TOKENIZER).parent.mkdir(exist_ok=True)
         (folder / TOKENIZER).write_bytes(self.tokenizer.model)
         how = {"lower": self.lower, "masked": self.masked}
@@ -116,8 +119,12 @@ class T5TextEncoder(nn.Module):
 
     @cached_property
     def produces(self) -> TextSpec:
-        space = f"t5-{tensors.fingerprint(_state(self.model))}"
-        return TextSpec(self.model.config.d_model, space, self.tokenizer.window)
+        return TextSpec(self.model.config.d_model, f"t5-{self.fingerprint}", self.tokenizer.window)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the weights: see `zoo.tensors.fingerprint`."""
+        return self.spaces.get("text") or tensors.fingerprint(_state(self.model))
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of `prompts`, on the encoder's device. Warns of words that the vocabulary does not know.
@@ -144,9 +151,15 @@ class T5TextEncoder(nn.Module):
         return self
 
 
-def write(folder: Path, model: T5EncoderModel, dtype: torch.dtype | None = None) -> None:
-    """Write a T5 encoder in the transformers layout: config.json and model.safetensors, tensors as `dtype`."""
-    tensors.write(folder / WEIGHTS, _state(model), dtype)
+def write(
+    folder: Path, model: T5EncoderModel, dtype: torch.dtype | None = None, fingerprint: str | None = None
+) -> None:
+    """Write a T5 encoder in the transformers layout: config.json and model.safetensors, tensors as `dtype`.
+
+    fingerprint: of the weights that these are, or are rounded from.
+    """
+    named = tensors.naming({"text": fingerprint or tensors.fingerprint(_state(model))})
+    tensors.write(folder / WEIGHTS, _state(model), dtype, named)
     said = {"architectures": ["T5EncoderModel"], "model_type": "t5", "tie_word_embeddings": False}
     said |= {field: getattr(model.config, field) for field in FIELDS}
     (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")

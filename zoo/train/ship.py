@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
@@ -18,12 +17,11 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from zoo import config as configs
 from zoo import tensors, weights
+from zoo.clip import Clip
 from zoo.config import Defaults, ModelConfig, PartConfig, Role
 from zoo.train.checkpoint import replacing
 from zoo.train.measure import MEASURES, Measuring, measure
 from zoo.train.recipe import read_toml
-
-SHARED_FILES = ("config.json", "model.safetensors", "tokenizer/tokenizer.model")  # of a CLIP: both towers in one file
 
 
 class Source(BaseModel):
@@ -38,14 +36,13 @@ class Source(BaseModel):
     run: Path | None = None
     arguments: dict[str, JsonValue] | None = None  # unless the run's config.json says them
     shared: str | None = None
-    bits: Literal[8, 16] | None = None  # of each weight, if not the model's
     upsamplers: str | None = None  # the shipped model whose cascade comes after a decoder of DALL-E 2, files shared
     base: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         own = [value is not None for value in (self.kind, self.run)]
-        if any([*own, self.arguments, self.shared, self.upsamplers, self.bits]) if self.base else not all(own):
+        if any([*own, self.arguments, self.shared, self.upsamplers]) if self.base else not all(own):
             raise ValueError("say where the part comes from: either base, or both of kind and run")
         return self
 
@@ -61,7 +58,7 @@ class ShipRecipe(Measuring):
     decoder: Source
     image_encoder: bool = False  # does the model look at pictures, by the whole CLIP that its text encoder is part of?
     variants: Mapping[Role, Mapping[str, Source]] = {}
-    bits: Literal[8, 16] = 16  # of each weight, but for text encoders, whose layout other libraries read
+    bits: Literal[8, 16] = 16  # of each weight
     out: Path = Path("weights")
     defaults: Defaults = Defaults()
     resolution: tuple[int, int] = (64, 64)
@@ -126,22 +123,20 @@ def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | No
         return part.model_copy(update={"shared": part.shared or source.base})
     assert source.kind is not None  # so the recipe promises
     assert source.run is not None
+    dtype = torch.int8 if bits == 8 else torch.float16
     if source.shared is not None:
         with replacing(folder.parent / source.shared) as temporary:
-            for name in SHARED_FILES:
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source.run / name, temporary / name)
+            _, files = Clip.load(source.run).save(temporary, dtype)
         _tell_sharers(folder.parent, source.shared)
-        said = source.arguments or {}
-        return weights.share_part(folder, folder.parent / source.shared, source.kind, said, SHARED_FILES)
+        names = [file.as_posix() for file in files]
+        return weights.share_part(folder, folder.parent / source.shared, source.kind, source.arguments or {}, names)
     arguments = source.arguments
     if arguments is None:
         arguments = _exported(source.run)
     loaded: object = weights.load_part(
         source.run, PartConfig.model_validate({"kind": source.kind, "arguments": arguments})
     )
-    eight = (source.bits or bits) == 8 and role != "text_encoder"
-    part = weights.save_part(folder, loaded, subfolder=variant or ".", dtype=torch.int8 if eight else torch.float16)
+    part = weights.save_part(folder, loaded, subfolder=variant or ".", dtype=dtype)
     if source.upsamplers is None:
         return part
     cascade = configs.read(folder.parent / source.upsamplers).decoder
