@@ -32,7 +32,7 @@ def test_figures_are_those_of_the_configs(models: list[ModelConfig]) -> None:
     assert "| pictures that are what the prompt says, held out, en | – | – |" in table
     assert "| seconds a picture, warm | 0.125 | – |" in table
     assert "| generator, M parameters | 4 | – |" in table
-    assert "| pictures seen in the last run of its training | 160 | – |" in table
+    assert "| pictures seen in training | 160 | – |" in table
 
 
 def test_the_page_is_written_and_found_stale(models: list[ModelConfig], tmp_path: Path) -> None:

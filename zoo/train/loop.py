@@ -7,10 +7,11 @@ time, logs and writes.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -53,10 +54,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
     torch.manual_seed(recipe.seed)
     model = task.build()
     if recipe.init is not None and not held:
-        try:
-            task.start(model, recipe.init)
-        except ValueError as error:
-            raise TrainingError(str(error)) from None
+        _start(task, model, recipe.init, recipe.fresh)
     model = model.to(place).train()
     model = model.to(memory_format=task.layout)
     ema, optimiser = Ema(model, recipe.ema), optimise.optimiser(recipe.optimiser, model, task.pace)
@@ -118,6 +116,20 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
         )
         print(f"{ending} ({state.seconds / 60:.1f} minutes)", flush=True)
     return summary
+
+
+def _start(task: Task[Recipe], model: nn.Module, folder: Path, fresh: Sequence[str]) -> None:
+    """Give the model a finished part's weights, but for those that match `fresh`, which stay as they were built."""
+    built = model.state_dict()
+    for pattern in fresh:
+        if not fnmatch.filter(built, pattern):
+            raise TrainingError(f"fresh: {pattern!r} matches no weight, such as: {', '.join(list(built)[:5])}")
+    kept = {name: built[name].clone() for pattern in fresh for name in fnmatch.filter(built, pattern)}
+    try:
+        task.start(model, folder)
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
+    model.load_state_dict(model.state_dict() | kept)
 
 
 def _accelerator(recipe: Recipe, device: str | None) -> Accelerator:

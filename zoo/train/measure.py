@@ -29,7 +29,7 @@ from zoo.sheet import tensor_sheet
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.stable_diffusion.vae import VAE
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import unclip_measures
+from zoo.train import marked, unclip_measures
 from zoo.train.checkpoint import replacing
 
 SAMPLES, STRIPS = "samples.png", "strips.png"
@@ -175,12 +175,7 @@ def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:
 def write_scores(readme: Path, config: ModelConfig) -> None:
     """Put the model's scores between the README's marks for them, where it has such marks."""
     begin, end = f"<!-- scores of {config.name}: written by `python -m zoo.train.ship` -->\n", "<!-- end of scores -->"
-    text = readme.read_text("utf-8") if readme.is_file() else ""
-    head, found, rest = text.partition(begin)
-    if found:
-        with replacing(readme) as temporary:
-            tail = rest.partition(end)[2]
-            temporary.write_text(f"{head}{begin}\n{model_card.scores(config)}\n\n{end}{tail}", "utf-8")
+    marked.fill(readme, begin, end, model_card.scores(config))
 
 
 def parameters(pipe: Pipeline) -> dict[str, JsonValue]:

@@ -61,12 +61,15 @@ class Recipe(Table):
     sample_every: int = Field(1000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     init: Path | None = None  # a folder that a run of this part exported, to start from instead of random weights
+    fresh: tuple[str, ...] = ()  # wildcards on names of weights that start random all the same
     out: Path | None = None  # default runs/<part>
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("say how long to train: exactly one of steps = ... and minutes = ...")
+        if self.fresh and self.init is None:
+            raise ValueError("fresh names weights that init shall not set, and there is no init")
         return self
 
     @property

@@ -1,7 +1,8 @@
 """What the shipped models' configs hold, written where people look: `make results`, or `python -m zoo.train.results`.
 
 The results in a config are the only ones that are measured and stored; results/<model>.csv, the cards and the tables of
-the README, and that of docs/diffusion-against-gan.md, are rendered from them.
+the README, and that of docs/diffusion-against-gan.md, are rendered from them. The table of docs/text-encoders.md is
+rendered from what `zoo.train.swap` saved.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from zoo import config as configs
 from zoo import model_card
 from zoo.config import ModelConfig
-from zoo.train import rivals
+from zoo.train import rivals, swap
 from zoo.train.measure import RESULTS, write_scores
 
 CARD = "README.md"
@@ -41,6 +42,7 @@ def write(root: Path) -> list[Path]:
         write_scores(root / CARD, config)
         written += texts
     rivals.write(root, [config for _, config in models])
+    swap.write(root)
     return written
 
 
@@ -54,6 +56,7 @@ def disagreements(root: Path) -> list[str]:
         texts |= {folder / CARD: model_card.render(config)}
         wrong += [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
         wrong += [root / CARD] if model_card.scores(config) not in readme else []
+    wrong += [root / swap.PAGE] if swap.stale(root) else []
     wrong += [root / rivals.PAGE] if rivals.stale(root, [config for _, config in models]) else []
     known = {config.name for _, config in models}
     wrong += [path for path in root.glob(f"{RESULTS}/*.csv") if path.stem not in known]

@@ -8,11 +8,11 @@ from typing import Any
 
 from zoo.config import ModelConfig
 from zoo.model_card import SPLITS, table
-from zoo.train.checkpoint import replacing
+from zoo.train import marked
 
 PAGE = Path("docs") / "diffusion-against-gan.md"
 RIVALS = {"stable-diffusion-small": "unet", "gan-small": "gan"}  # models, and the runs that their generators come from
-BEGIN, END = "<!-- diffusion against gan: written by `make results` -->\n", "<!-- end of the table -->"
+MARKS = ("<!-- diffusion against gan: written by `make results` -->\n", "<!-- end of the table -->")
 
 
 def compared(models: Sequence[ModelConfig]) -> str:
@@ -22,28 +22,22 @@ def compared(models: Sequence[ModelConfig]) -> str:
     return table(("", *(model.name for model in models)), rows)
 
 
-def page(text: str, models: Sequence[ModelConfig]) -> str:
-    """The page with its table made of `models`; as it is where one of the rivals is not shipped."""
-    shipped = {model.name: model for model in models}
-    head, found, rest = text.partition(BEGIN)
-    if not found or not RIVALS.keys() <= shipped.keys():
-        return text
-    return f"{head}{BEGIN}\n{compared([shipped[name] for name in RIVALS])}\n\n{END}{rest.partition(END)[2]}"
-
-
 def write(root: Path, models: Sequence[ModelConfig]) -> None:
-    """Write the table of the page in a checkout anew, if it has the page."""
-    if (root / PAGE).is_file():
-        with replacing(root / PAGE) as temporary:
-            temporary.write_text(page((root / PAGE).read_text("utf-8"), models), "utf-8")
+    """Write the table of the page in a checkout anew, if both rivals are shipped."""
+    if rivals := _rivals(models):
+        marked.fill(root / PAGE, *MARKS, compared(rivals))
 
 
 def stale(root: Path, models: Sequence[ModelConfig]) -> bool:
     """Whether the page of a checkout says other than the configs do."""
-    if not (root / PAGE).is_file():
-        return False
-    text = (root / PAGE).read_text("utf-8")
-    return page(text, models) != text
+    rivals = _rivals(models)
+    return bool(rivals) and marked.stale(root / PAGE, *MARKS, compared(rivals))
+
+
+def _rivals(models: Sequence[ModelConfig]) -> list[ModelConfig]:
+    """The two, or none where one of them is not shipped."""
+    shipped = {model.name: model for model in models}
+    return [shipped[name] for name in RIVALS] if RIVALS.keys() <= shipped.keys() else []
 
 
 def _figures(model: ModelConfig) -> dict[str, object]:
@@ -61,6 +55,6 @@ def _figures(model: ModelConfig) -> dict[str, object]:
         "seconds a picture, warm": results.get("seconds_per_image"),
         "steps a picture": model.defaults.steps,
         "generator, M parameters": None if parameters is None else parameters / 1e6,
-        "pictures seen in the last run of its training": run.get("images"),
-        "minutes of that run": run.get("minutes"),
+        "pictures seen in training": run.get("images"),
+        "minutes of training": run.get("minutes"),
     }

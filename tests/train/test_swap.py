@@ -1,0 +1,115 @@
+"""Every generator learns every encoder on one budget; the page's table is what was saved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
+from zoo.text.clip import ClipTextEncoder
+from zoo.train import RecipeError, TrainingError, run, swap, text_to_image, vae
+from zoo.weights import save_model
+
+ROOT = Path(__file__).parents[2]
+FRESH = ("*.cross_attention.to_k.*", "*.cross_attention.to_v.*")
+
+
+@pytest.fixture
+def recipe(home: Path, same_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> swap.SwapRecipe:
+    """A tiny U-Net that was trained on one encoder, its model, and another encoder."""
+    monkeypatch.setattr(text_to_image, "judge", lambda picture, scene: pytest.fail("a swap is scored at its end"))
+    monkeypatch.setattr(text_to_image.PromptTask, "inspect", lambda self, model: (None, {}))
+    frozen = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}", "seed=3"]
+    first = run(home / "unet.toml", [f"out={tmp_path / 'first'}", *frozen], device="cpu").folder
+    text = ClipTextEncoder.load(home / "text")
+    made = LatentGenerator.load(first, json.loads((first / "config.json").read_text("utf-8")))
+    decoder = VaeDecoder(vae.load(home / "vae" / "final"))
+    save_model(tmp_path / "tiny", text, made, decoder, family="tiny", resolution=(64, 64), defaults={"steps": 2})
+    torch.manual_seed(1)
+    with torch.no_grad():
+        text.model.text_model.final_layer_norm.weight.mul_(1.5)  # another encoder now
+    other = ClipTextEncoder(text.model, text.tokenizer)
+    other.save(tmp_path / "other")
+    shutil.copytree(home / "text" / "tokenizer", tmp_path / "other" / "tokenizer", dirs_exist_ok=True)
+    adapted = tmp_path / "unet.toml"
+    text_of = (home / "unet.toml").read_text("utf-8")
+    adapted.write_text(f'vae = "{home / "vae" / "final"}"\n{text_of}', "utf-8")
+    said = {
+        "steps": 2,
+        "batch": 2,
+        "threads": 1,
+        "out": tmp_path / "pairs",
+        "per_task": 1,
+        "encoders": {"CLIP": home / "text", "Other": tmp_path / "other"},
+        "generators": {
+            "Latent": {
+                "recipe": adapted,
+                "init": first,
+                "fresh": FRESH,
+                "kind": "latent-diffusion",
+                "model": str(tmp_path / "tiny"),
+            }
+        },
+    }
+    return swap.SwapRecipe.model_validate(said)
+
+
+def test_every_pair_is_trained_scored_and_told(recipe: swap.SwapRecipe, tmp_path: Path) -> None:
+    found = swap.measured(recipe)
+    assert [(pair["generator"], pair["encoder"], pair["images"]) for pair in found["pairs"]] == [
+        ("Latent", "CLIP", 4),
+        ("Latent", "Other", 4),
+    ]
+    folders = [tmp_path / "pairs" / f"latent-{name}" / "final" for name in ("clip", "other")]
+    weights = [load_file(folder / "unet" / "model.safetensors") for folder in folders]
+    before = load_file(recipe.generators["Latent"].init / "unet" / "model.safetensors")
+    for name, tensor in before.items():
+        moved = [float((after[name].float() - tensor.float()).abs().max()) for after in weights]
+        read = ".cross_attention.to_k." in name or ".cross_attention.to_v." in name
+        assert all(far > 0.05 if read else far < 0.05 for far in moved), name  # learnt anew, or trained two steps more
+    table = swap.table(found)
+    assert table.count("| Latent |") == 2
+    assert "| Other |" in table
+    written = [(folder / "training.json").stat().st_mtime_ns for folder in folders]
+    assert swap.measured(recipe)["pairs"][0]["tasks"] == found["pairs"][0]["tasks"]
+    assert [(folder / "training.json").stat().st_mtime_ns for folder in folders] == written, "each is trained once"
+
+
+def test_the_page_is_written_and_found_stale(tmp_path: Path) -> None:
+    assert not swap.stale(tmp_path)
+    share = {split: {"en": 0.5, "zh": 0.25} for split in ("seen", "held_out")}
+    spread = {split: {"en": [0.4, 0.6], "zh": [0.2, 0.3]} for split in ("seen", "held_out")}
+    pair = {"generator": "G", "encoder": "E", "images": 10, "minutes": 1.5, "overall": share}
+    pair |= {"tasks": {"colour attribution": share}, "intervals": {"overall": spread}}
+    page = "above\n" + "".join(swap.MARKS) + "\nbelow\n"
+    for path, text in ((swap.SAVED, json.dumps({"pairs": [pair]})), (swap.PAGE, page)):
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(text, "utf-8")
+    assert swap.stale(tmp_path)
+    swap.write(tmp_path)
+    text = (tmp_path / swap.PAGE).read_text("utf-8")
+    assert "| G | E | 0.50 (0.40–0.60) | 0.25 (0.20–0.30) |" in text
+    assert text.startswith("above\n")
+    assert text.endswith("\nbelow\n")
+    assert not swap.stale(tmp_path)
+    (tmp_path / swap.PAGE).write_text(text.replace("0.60", "0.90"), "utf-8")
+    assert swap.stale(tmp_path)
+
+
+def test_this_checkouts_page_and_recipe_agree() -> None:
+    assert not swap.stale(ROOT)
+    recipe = swap.SwapRecipe.model_validate(swap.read_toml(ROOT / "recipes" / "text-encoders.toml"))
+    assert all((ROOT / reader.recipe).is_file() for reader in recipe.generators.values())
+
+
+def test_fresh_weights_need_an_init_and_a_match(home: Path, same_cache: None, tmp_path: Path) -> None:
+    frozen = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}", f"out={tmp_path / 'out'}"]
+    with pytest.raises(RecipeError, match="there is no init"):
+        run(home / "unet.toml", [*frozen, 'fresh=["*.to_k.*"]'], device="cpu")
+    with pytest.raises(TrainingError, match=r"fresh: '\*\.to_x' matches no weight, such as: network\."):
+        run(home / "unet.toml", [*frozen, 'fresh=["*.to_x"]', f"init={home}"], device="cpu")
