@@ -226,7 +226,9 @@ def _stages(decoder: object) -> Sequence[object]:
 
 def _move_to_new_text(encoder: object, readers: Sequence[object]) -> None:
     """Tell those that read the text that its space is another one now: they were trained together with it."""
-    encoder.__dict__.pop("produces", None)  # a cached property: the fingerprint of the weights as they were
+    encoder.spaces = {}  # type: ignore[attr-defined]  # what its file says of the weights as they were
+    for cached in ("fingerprint", "produces"):
+        encoder.__dict__.pop(cached, None)
     spec = encoder.produces  # type: ignore[attr-defined]
     for reader in readers:
         config: Any = getattr(reader, "config", None)
