@@ -11,17 +11,18 @@ import fnmatch
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.train import Summary, TrainingError, checkpoint, optimise
 from zoo.train.checkpoint import State
@@ -121,15 +122,17 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
 def _start(task: Task[Recipe], model: nn.Module, folder: Path, fresh: Sequence[str]) -> None:
     """Give the model a finished part's weights, but for those that match `fresh`, which stay as they were built."""
     built = model.state_dict()
+    kept: dict[str, Tensor] = {}
     for pattern in fresh:
-        if not fnmatch.filter(built, pattern):
+        found = fnmatch.filter(built, pattern)
+        if not found:
             raise TrainingError(f"fresh: {pattern!r} matches no weight, such as: {', '.join(list(built)[:5])}")
-    kept = {name: built[name].clone() for pattern in fresh for name in fnmatch.filter(built, pattern)}
+        kept |= {name: built[name].clone() for name in found}
     try:
         task.start(model, folder)
     except ValueError as error:
         raise TrainingError(str(error)) from None
-    model.load_state_dict(model.state_dict() | kept)
+    model.load_state_dict(kept, strict=False)
 
 
 def _accelerator(recipe: Recipe, device: str | None) -> Accelerator:
@@ -237,12 +240,15 @@ def _export(task: Task[Recipe], ema: Ema, recipe: Recipe, summary: Summary) -> N
 
 
 def _before(recipe: Recipe) -> dict[str, float]:
-    """What the weights that the run began with had cost, with all that came before; nothing if they were random."""
+    """What the weights that the run began with had cost; nothing if they were random, or nobody told."""
     story = recipe.init and recipe.init / STORY
-    if not story or not story.is_file():
-        return {}
-    was = json.loads(story.read_text("utf-8"))
-    return {key: was[key] + was.get("before", {}).get(key, 0) for key in ("step", "images", "minutes")}
+    return cost(json.loads(story.read_text("utf-8"))) if story and story.is_file() else {}
+
+
+def cost(story: Mapping[str, Any]) -> dict[str, float]:
+    """What the story of an exported part says it took, with what it began with: steps, images seen, minutes."""
+    before = story.get("before", {})
+    return {key: story[key] + before.get(key, 0) for key in ("step", "images", "minutes")}
 
 
 def _announce(recipe: Recipe, state: State, place: torch.device, ranks: int, parameters: int) -> None:

@@ -20,6 +20,7 @@ from zoo import tensors, weights
 from zoo.clip import Clip
 from zoo.config import Defaults, ModelConfig, PartConfig, Role
 from zoo.train.checkpoint import replacing
+from zoo.train.loop import STORY, cost
 from zoo.train.measure import MEASURES, Measuring, measure
 from zoo.train.recipe import read_toml
 
@@ -179,9 +180,8 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
             said |= {part: told for part, told in stages.items() if part == "super-resolution"}
     for source in recipe.sources:
         if source.run is not None:
-            run = json.loads((source.run / "training.json").read_text("utf-8"))
-            before = run.get("before", {})
-            said[run["recipe"]["part"]] = {key: run[key] + before.get(key, 0) for key in ("step", "images", "minutes")}
+            story = json.loads((source.run / STORY).read_text("utf-8"))
+            said[story["recipe"]["part"]] = dict(cost(story))
     return said
 
 
