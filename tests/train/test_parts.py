@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -51,6 +52,27 @@ def test_standardised_latents_reconstruct_the_same() -> None:
     assert torch.allclose(before, after, atol=1e-4)
     assert torch.allclose(posterior.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
     assert torch.allclose(posterior.mean.std((0, 2, 3)), torch.ones(4), atol=1e-4)
+
+
+def test_latents_are_turned_towards_those_that_generators_know() -> None:
+    torch.manual_seed(0)
+    config = vae.VAEConfig(channels=(8, 16), groups=4, blocks_per_level=1, middle_attention=False)
+    known, images = vae.VAE(config).eval(), torch.rand(64, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        moved = copy.deepcopy(known)
+        mixed = torch.randn(4, 4) + torch.eye(4)  # other axes, other scales: the same latents, said otherwise
+        moved.quant_conv.weight[:4] = torch.einsum("ij,jkhw->ikhw", mixed, moved.quant_conv.weight[:4])
+        moved.quant_conv.bias[:4] = mixed @ moved.quant_conv.bias[:4] + 3
+        before, _ = moved(images)
+        vae.standardise(moved, images, like=known)
+        after, posterior = moved(images)
+        latents, theirs = (vae._rows([model.encode(images).mean]) for model in (moved, known))
+    assert torch.allclose(before, after, atol=1e-4)
+    assert torch.allclose(latents.T.cov(), torch.eye(4), atol=1e-3)
+    theirs = (theirs - theirs.mean(0)) / theirs.std(0)
+    best = torch.linalg.matrix_norm(latents.T @ theirs, "nuc")  # what the best turn of all reaches
+    assert torch.isclose((latents.T @ theirs).trace(), best, rtol=1e-3)
+    assert posterior.logvar.isfinite().all()
 
 
 def test_the_discriminator_judges_but_is_not_judged() -> None:

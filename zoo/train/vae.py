@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -40,6 +41,7 @@ class VaeRecipe(Recipe):
     adversarial_from: float = Field(0.8, ge=0, le=1)  # progress at which it sets in
     train: Literal["whole", "decoder"] = "whole"  # the decoder alone: latents stay those of `init`, generators fit on
     noise: float = Field(0.0, ge=0)  # largest deviation of noise on latents of unit variance: generators err a little
+    like: Path | None = None  # an exported VAE whose generators are to go on in these latents: see `standardise`
 
     @model_validator(mode="after")
     def _decoder_of_something(self) -> Self:
@@ -78,13 +80,11 @@ class VaeTask(Task[VaeRecipe]):
         fresh = np.stack([render(random_scene(rng), recipe.data.size) for _ in range(FRESH)])
         self.fresh = to_float(torch.from_numpy(fresh), self.layout)
         self.frozen = recipe.train == "decoder"
-        self.config = recipe.model
-        if self.frozen:
-            assert recipe.init is not None
-            try:
-                self.config = read_config(recipe.init)
-            except ValueError as error:
-                raise RecipeError(str(error)) from None
+        try:
+            self.config = recipe.model if recipe.init is None or not self.frozen else read_config(recipe.init)
+            self.like = None if recipe.like is None else load(recipe.like)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
 
     def build(self) -> nn.Module:
         vae = VAE(self.config)
@@ -153,7 +153,7 @@ class VaeTask(Task[VaeRecipe]):
         vae = _vae(model)
         config = self.config.model_dump(mode="json")
         if not self.frozen:
-            standardise(vae, self.fresh)
+            standardise(vae, self.fresh, self.like)
             with torch.no_grad():
                 latents = torch.cat([vae.encode(part).mean for part in self.fresh.split(64)])
             config |= {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
@@ -181,25 +181,50 @@ def read_config(folder: str | Path) -> VAEConfig:
 
 
 @torch.no_grad()
-def standardise(vae: VAE, images: Tensor) -> None:
+def standardise(vae: VAE, images: Tensor, like: VAE | None = None) -> None:
     """Give each latent channel mean 0 and variance 1 over `images`, by changing the two 1x1 convolutions around it.
 
     What the VAE reconstructs stays the same. Diffusion adds equal noise to all channels, so those that happen to be
     small would drown in it first; one scaling factor for all of them cannot mend that. Does nothing without the two.
+
+    like: a VAE whose latents generators know already. The channels are then also decorrelated, and turned to be as near
+    to its own as a change of axes brings them (orthogonal Procrustes), so that those generators have less to learn anew.
+    Turned axes would correlate the posterior's deviations; it keeps their mean over the images instead.
     """
     inward, outward = vae.quant_conv, vae.post_quant_conv
     if not isinstance(inward, nn.Conv2d) or not isinstance(outward, nn.Conv2d):
         return
     assert inward.bias is not None
     assert outward.bias is not None
-    latents = torch.cat([vae.encode(part).mean for part in images.split(64)])
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    z = len(mean)
-    inward.weight[:z] /= std[:, None, None, None]
-    inward.bias[:z] = (inward.bias[:z] - mean) / std
-    inward.bias[z:] -= 2 * std.log()  # the second half is the log variance
+    posteriors = [vae.encode(part) for part in images.split(64)]
+    latents = _rows([posterior.mean for posterior in posteriors])
+    mean, z = latents.mean(0), latents.shape[1]
+    if like is None:
+        change = (1 / latents.std(0)).diag()
+        inward.bias[z:] += 2 * change.diagonal().log()  # the second half is the log variance
+    else:
+        theirs = _rows([like.encode(part).mean for part in images.split(64)])
+        change = _turned(latents - mean, theirs - theirs.mean(0))
+        variance = _rows([posterior.logvar for posterior in posteriors]).exp().mean(0)
+        inward.weight[z:] = 0.0
+        inward.bias[z:] = (change.square().T @ variance).log()
+    inward.weight[:z] = torch.einsum("ij,ikhw->jkhw", change, inward.weight[:z])
+    inward.bias[:z] = change.T @ (inward.bias[:z] - mean)
     outward.bias += outward.weight[:, :, 0, 0] @ mean
-    outward.weight *= std[:, None, None]
+    outward.weight.copy_(torch.einsum("okhw,jk->ojhw", outward.weight, change.inverse()))
+
+
+def _turned(latents: Tensor, theirs: Tensor) -> Tensor:
+    """The matrix [z, z] that makes centred latents [rows, z] white, and as near to others as that lets them be."""
+    values, vectors = torch.linalg.eigh(latents.T.cov())
+    white = vectors @ (values.rsqrt()[:, None] * vectors.T)
+    left, _, right = torch.linalg.svd(white @ latents.T @ (theirs / theirs.std(0)))
+    return white @ left @ right
+
+
+def _rows(parts: Sequence[Tensor]) -> Tensor:
+    """[batch, z, height, width] parts to one [rows, z]."""
+    return torch.cat(list(parts)).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _vae(model: nn.Module) -> VAE:
