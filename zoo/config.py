@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 FILE = "config.json"
+ADAPTERS = "adapters"  # the folder in a model's that holds those that come with it, each in a folder of its name
 Role: TypeAlias = Literal["text_encoder", "generator", "decoder"]
 ROLES: tuple[Role, ...] = ("text_encoder", "generator", "decoder")
 
@@ -39,6 +40,14 @@ class PartConfig(Strict):
     upsamplers: PartConfig | None = None  # of an unclip-decoder: the cascade whose stages come after its own
 
 
+class AdapterConfig(Strict):
+    """An adapter that comes with a model: what it is, a prompt that shows it, its files and their SHA-256."""
+
+    summary: str
+    prompt: str
+    files: dict[InnerPath, Sha256]
+
+
 class Defaults(Strict):
     """How the model is sampled unless the call says otherwise: the fields of `zoo.interface.Sampling`."""
 
@@ -67,6 +76,7 @@ class ModelConfig(Strict):
     decoder: PartConfig
     image_encoder: PartConfig | None = None  # the CLIP whose embeddings the decoder reads: what edits look with
     variants: dict[Role, dict[str, PartConfig]] = {}
+    adapters: dict[SharedName, AdapterConfig] = {}
     defaults: Defaults = Defaults()
     licence: str = "Apache-2.0"
     languages: tuple[str, ...] = ("en",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
@@ -82,6 +83,10 @@ class Source(Protocol):
         """The image encoder that belongs to its decoders, if it has one."""
         ...
 
+    def adapters(self) -> Mapping[str, Path]:
+        """Folders of the adapters that come with it, by name."""
+        ...
+
 
 def load(
     name_or_path: str | os.PathLike[str],
@@ -145,7 +150,7 @@ def load(
         labels=labels,
         image_encoder=cast("ImageEncoder | None", looks),
     )
-    pipeline.unread = unread
+    pipeline.unread, pipeline.shipped = unread, source.adapters()
     pipeline.to(device, dtype)
     if safety_checker is not None:
         from zoo.safety import find_checker
@@ -180,6 +185,9 @@ class OwnFolder:
         said = self.config.image_encoder
         return None if said is None else weights.load_part(self.folder, said)
 
+    def adapters(self) -> Mapping[str, Path]:
+        return {name: self.folder / configs.ADAPTERS / name for name in self.config.adapters}
+
 
 @dataclass(frozen=True)
 class PublishedModel:
@@ -209,6 +217,9 @@ class PublishedModel:
 
     def looks(self) -> object:
         return None  # what published folders have of it is not read
+
+    def adapters(self) -> Mapping[str, Path]:
+        return {}
 
 
 def _source(place: Path, how: Reading) -> Source:

@@ -24,12 +24,22 @@ def render(config: ModelConfig) -> str:
         "![Four pictures of each prompt below, seeds 0 to 3](samples.png)" if config.results else "",
         f'```python\nimport zoo\n\npipe = zoo.load("{config.name}")\npipe({_quoted(example)}).save("outputs")\n```',
         table(("", ""), _facts(config)),
+        _adapters(config),
         *(f"## {title}\n\n{text}" for title, text in config.notes.items()),
         _training(config),
         _results(config),
         "## Prompts to try\n\n" + "\n".join(f"- {prompt}" for prompt in config.examples) if config.examples else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _adapters(config: ModelConfig) -> str:
+    if not config.adapters:
+        return ""
+    name, first = next(iter(config.adapters.items()))
+    use = f'pipe.load_lora("{name}")\npipe({_quoted(first.prompt)}, adapters={{"{name}": 1.0}}).save("outputs")'
+    rows = [(f"`{name}`", one.summary, one.prompt) for name, one in config.adapters.items()]
+    return f"## Adapters\n\n```python\n{use}\n```\n\n" + table(("name", "", "a prompt for it"), rows)
 
 
 def _quoted(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -76,6 +77,7 @@ class Pipeline(Adaptive):
         self.size = size
         self.unread: Unread | None = None  # weights that nobody has looked at yet
         self.safety_checker: SafetyChecker | None = None  # looks at every picture before it is handed out
+        self.shipped: Mapping[str, Path] = {}  # folders of the adapters that came with the model, by name
         self._adapters = Adapters({"text_encoder": text_encoder, "generator": generator, "decoder": decoder})
 
     def __repr__(self) -> str:

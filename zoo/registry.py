@@ -160,13 +160,23 @@ def list_published(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(PUBLISHED.keys() - models().keys(), pattern))
 
 
+def list_adapters(model: str) -> list[str]:
+    """Names of the adapters that come with a model at hand; none where nothing of that name is."""
+    from zoo import config
+
+    folder = models().get(model)
+    own = folder is not None and (folder / CONFIG).is_file() and not (folder / INDEX).is_file()
+    return list(config.read(folder).adapters) if own and folder is not None else []
+
+
 def describe(name: str) -> str:
     """A line on a model that `list_models` or `list_published` names."""
     from zoo import config
 
     at_hand = models().get(name)
     if at_hand is not None and not (at_hand / INDEX).is_file():
-        return config.read(at_hand).summary
+        said = config.read(at_hand)
+        return said.summary + (f" (adapters: {', '.join(said.adapters)})" if said.adapters else "")
     if name not in PUBLISHED:
         return "A published checkpoint."
     entry = PUBLISHED[name]

@@ -20,24 +20,27 @@ class Adaptive:
     """Adapters are loaded once and asked for in each call; words are taught, and prompts say them."""
 
     text_encoder: TextEncoder
+    shipped: Mapping[str, Path]  # folders of the adapters that came with the model, by name
     _adapters: Adapters
 
     def load_adapter(self, source: str | Path, *, name: str | None = None) -> str | None:
         """Load whatever an adapter's file holds: see `load_lora`, `load_prefix`, `load_word`.
+
+        source: a file, a folder, a hub id, or the name of an adapter that came with the model (`shipped`).
 
         Returns the name by which calls ask for it; None for a word, which prompts say.
 
         Raises:
             ValueError: as those three do.
         """
-        path = locate(source)
+        path = locate(self._place(source))
         kind = files.kind(path)
         if kind == "word":
             self.load_word(path)
             return None
         name = name or files.stem(source)
         if kind == "prefix":
-            self.load_prefix(path, name=name)
+            self.load_prefix(source, name=name)
         else:
             self.load_lora(source, name=name)
         return name
@@ -47,14 +50,20 @@ class Adaptive:
     ) -> Report | None:
         """Load a LoRA; it acts in the calls that ask for it, `pipe(prompt, adapters={name: 0.8})`, and in no others.
 
-        source: a file or folder in any of the layouts of `zoo.adapt.formats`, a hub id, one file of a hub repository
-        (`owner/name/file`), or LoRAs by part. name: the file's unless given. partial: load what fits. Returns the
-        report on the file.
+        source: the name of one that came with the model, a file or folder in any of the layouts of
+        `zoo.adapt.formats`, a hub id, one file of a hub repository (`owner/name/file`), or LoRAs by part. A word that
+        was learned with it and lies in the same folder is taught as well. name: the file's unless given. partial: load
+        what fits. Returns the report on the file.
 
         Raises:
             ValueError: a name that is taken, a damaged file, or one that does not fit; the message names the keys.
         """
-        return self._adapters.load_lora(source, name, partial=partial)
+        if isinstance(source, Mapping):
+            return self._adapters.load_lora(source, name)
+        place = self._place(source)
+        report = self._adapters.load_lora(place, name, partial=partial)
+        self._learn_words(place)
+        return report
 
     def load_prefix(self, source: str | Path | Mapping[str, Prefix], *, name: str | None = None) -> None:
         """Load a prefix (`zoo.adapt.prefix`), which is then asked for as a LoRA is; it cannot be merged.
@@ -62,7 +71,11 @@ class Adaptive:
         Raises:
             ValueError: a name that is taken, a damaged file, or one that does not fit.
         """
-        self._adapters.load_prefix(source, name)
+        if isinstance(source, Mapping):
+            return self._adapters.load_prefix(source, name)
+        place = self._place(source)
+        self._adapters.load_prefix(locate(place), name or files.stem(source))
+        self._learn_words(place)
 
     def load_word(self, source: str | Path | Word) -> str:
         """Teach the text encoder a word that was learned (`zoo.adapt.words`): prompts that say it mean it from now on.
@@ -75,6 +88,23 @@ class Adaptive:
         word = source if isinstance(source, Word) else Word.load(source)
         teach(cast(Reader, self.text_encoder), word)
         return word.name
+
+    def _place(self, source: str | Path) -> str | Path:
+        """Where an adapter is: one that came with the model is known by its name."""
+        if isinstance(source, str) and source in self.shipped:
+            return self.shipped[source]
+        if isinstance(source, str) and self.shipped and not Path(source).exists() and "/" not in source:
+            known = ", ".join(sorted(self.shipped))
+            raise ValueError(
+                f"there is no adapter {source!r}: give a file, a folder, a hub id (owner/name), or one of "
+                f"those that came with the model: {known}"
+            )
+        return source
+
+    def _learn_words(self, place: str | Path) -> None:
+        """Teach the word that lies in an adapter's folder."""
+        if (Path(place) / files.WORD).is_file():
+            self.load_word(Path(place) / files.WORD)
 
     def adaptable(self) -> dict[str, Adaptable]:
         """The networks that adapters can be trained for and loaded into, by the names that their files use."""

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 Kind: TypeAlias = Literal["lora", "prefix", "word"]
+LORA, PREFIX, WORD = (
+    Path("lora.safetensors"),
+    Path("prefix.safetensors"),
+    Path("word.safetensors"),
+)  # as training leaves them
 
 
 class Loader(Protocol):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import tensors
+from zoo.adapt.files import LORA, PREFIX
 from zoo.adapt.lora import LoRA
 from zoo.interface import Adaptable
 
@@ -89,6 +90,8 @@ class LoRAFile:
 def locate(source: str | Path) -> Path:
     """The file or PEFT folder of a path, of a hub id `owner/name`, or of one file in it, `owner/name/file`.
 
+    Of a folder, its one adapter: the file of a usual name, or the only one there is.
+
     Raises:
         ValueError: there is none, or a folder holds several and no one of them has a usual name.
     """
@@ -103,12 +106,16 @@ def locate(source: str | Path) -> Path:
         return path.parent if path.name in WEIGHTS[:2] and (path.parent / CONFIG).is_file() else path
     if (path / CONFIG).is_file():
         return path
-    found = [path / name for name in (*WEIGHTS[2:], "pytorch_lora_weights.bin") if (path / name).is_file()]
-    found = found or sorted(path.glob("*.safetensors"))
-    if len(found) == 1 or (found and found[0].name in WEIGHTS):
+    usual: Sequence[Sequence[str]] = (WEIGHTS[2:], ("pytorch_lora_weights.bin",), (LORA.name, PREFIX.name))
+    for names in usual:
+        found = [path / name for name in names if (path / name).is_file()]
+        if len(found) == 1:
+            return found[0]
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
         return found[0]
     listed = ", ".join(sorted(file.name for file in path.iterdir())[:20])
-    raise ValueError(f"{source} is a folder with no or several LoRA files ({listed}): give one file's path")
+    raise ValueError(f"{source} is a folder with no or several adapters ({listed}): give one file's path")
 
 
 def read(path: str | Path) -> LoRAFile:

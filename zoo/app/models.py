@@ -58,7 +58,7 @@ class Models:
     """What a page offers: models by what they are called there, and adapters for them.
 
     models: names, folders, files or hub ids as for `zoo.load`; none is all that are at hand. adapters: files, folders
-    or hub ids, which visitors may choose beside those that they bring.
+    or hub ids, which visitors may choose beside those that came with the models, and those that they bring.
 
     Raises:
         ValueError: there is no such model.
@@ -71,7 +71,9 @@ class Models:
         for name in self.names:
             if name not in registry.PUBLISHED and not _is_hub_id(name):
                 registry.find(name)  # a wrong name is told before anybody waits for it
-        self.adapters: dict[str, str] = {}  # sources by name
+        self.adapters = {
+            name: name for model in self.names for name in registry.list_adapters(model)
+        }  # sources by name
         for source in adapters:
             if files.stem(source) in self.adapters:
                 raise ValueError(f"two adapters are called {files.stem(source)!r}: rename the file {source}")

@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import cast
 
+from zoo.adapt.files import WORD
 from zoo.data.subjects import P7_CLASS
 from zoo.evaluate.judged import Pipe
 from zoo.evaluate.personalisation import Contestant, Sizes, compare, strip, table
 from zoo.loading import load
-from zoo.train.methods import WORD
 
 STORY = "training.json"
 

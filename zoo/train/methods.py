@@ -25,6 +25,7 @@ from zoo import config as configs
 from zoo import registry
 from zoo.adapt import lora, prefix, words
 from zoo.adapt.adapters import Adapters
+from zoo.adapt.files import LORA, PREFIX, WORD
 from zoo.adapt.formats import write
 from zoo.config import ROLES, Role
 from zoo.interface import Adaptable, Decoder, Generator, TextEncoder
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 Method: TypeAlias = Literal["lora", "prefix", "lora+prefix", "textual-inversion", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
 PROJECTIONS = r"re:(.*\.)?(to_[qkv]|to_out|[qkv]_proj|out_proj|[qkvo])"  # of attention, in all families and text towers
-LORA, PREFIX, WORD = Path("lora.safetensors"), Path("prefix.safetensors"), Path("word.safetensors")
 
 
 class LoRATable(Table):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 from zoo import config as configs
 from zoo import tensors, weights
 from zoo.clip import Clip
-from zoo.config import Defaults, ModelConfig, PartConfig, Role
+from zoo.config import AdapterConfig, Defaults, ModelConfig, PartConfig, Role
 from zoo.train.checkpoint import replacing
 from zoo.train.loop import STORY, cost
 from zoo.train.measure import MEASURES, Measuring, measure
@@ -48,6 +49,16 @@ class Source(BaseModel):
         return self
 
 
+class Adapter(BaseModel):
+    """An adapter that comes with the model: the training `run` that left it, and what the card says of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Path
+    summary: str
+    prompt: str
+
+
 class ShipRecipe(Measuring):
     """What a shipped model is made of, how it is sampled and measured, and what its card says."""
 
@@ -59,6 +70,7 @@ class ShipRecipe(Measuring):
     decoder: Source
     image_encoder: bool = False  # does the model look at pictures, by the whole CLIP that its text encoder is part of?
     variants: Mapping[Role, Mapping[str, Source]] = {}
+    adapters: Mapping[str, Adapter] = {}  # trained on the model as it ships, and so added to it later
     bits: Literal[8, 16] = 16  # of each weight
     out: Path = Path("weights")
     defaults: Defaults = Defaults()
@@ -112,9 +124,34 @@ def assemble(recipe: ShipRecipe) -> Path:
             "training": training(recipe),
         }
     )
+    shutil.rmtree(folder / configs.ADAPTERS, ignore_errors=True)  # they were made for the model of before
     weights.write_config(folder, config)
     _tell_sharers(folder.parent, folder.name)
     return folder
+
+
+def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
+    """Copy what the runs of the recipe's adapters left beside the model that they were trained on.
+
+    Raises:
+        ValueError: a run left nothing that can be added, or was of another model.
+    """
+    told = {}
+    for name, adapter in recipe.adapters.items():
+        trained_on = json.loads((adapter.run / STORY).read_text("utf-8"))["recipe"]["model"]
+        if trained_on != recipe.name:
+            raise ValueError(f"{adapter.run} was trained on {trained_on}: it is no adapter of {recipe.name}")
+        files = sorted(adapter.run.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{adapter.run} holds no adapter: train it first")
+        place = folder / configs.ADAPTERS / name
+        with replacing(place) as temporary:
+            temporary.mkdir(parents=True)
+            for file in files:
+                shutil.copyfile(file, temporary / file.name)
+        inside = {(place / file.name).relative_to(folder).as_posix(): tensors.sha256(file) for file in files}
+        told[name] = AdapterConfig(summary=adapter.summary, prompt=adapter.prompt, files=inside)
+    weights.write_config(folder, configs.read(folder).model_copy(update={"adapters": told}))
 
 
 def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | None = None) -> PartConfig:
@@ -193,9 +230,12 @@ def main() -> None:
         "--measure", nargs="*", choices=MEASURES, help="all of it, the held-out test half included, or some"
     )
     parser.add_argument("--keep", action="store_true", help="measure the folder as it is, without writing it anew")
+    parser.add_argument("--adapters", action="store_true", help="add the recipe's adapters, trained on this very model")
     arguments = parser.parse_args()
     recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
     folder = recipe.out / recipe.name if arguments.keep else assemble(recipe)
+    if arguments.adapters:
+        add_adapters(folder, recipe)
     if arguments.measure is not None:
         measure(folder, recipe, arguments.measure or MEASURES)
     print(folder)

@@ -187,9 +187,9 @@ def standardise(vae: VAE, images: Tensor, like: VAE | None = None) -> None:
     What the VAE reconstructs stays the same. Diffusion adds equal noise to all channels, so those that happen to be
     small would drown in it first; one scaling factor for all of them cannot mend that. Does nothing without the two.
 
-    like: a VAE whose latents generators know already. The channels are then also decorrelated, and turned to be as near
-    to its own as a change of axes brings them (orthogonal Procrustes), so that those generators have less to learn anew.
-    Turned axes would correlate the posterior's deviations; it keeps their mean over the images instead.
+    like: a VAE whose latents generators know already. The channels are then also decorrelated, and turned to be as
+    near to its own as a change of axes brings them (orthogonal Procrustes), so that those generators have less to
+    learn anew. Turned axes would correlate the posterior's deviations; it keeps their mean over the images instead.
     """
     inward, outward = vae.quant_conv, vae.post_quant_conv
     if not isinstance(inward, nn.Conv2d) or not isinstance(outward, nn.Conv2d):

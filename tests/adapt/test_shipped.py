@@ -1,0 +1,125 @@
+"""Adapters that come with a model: known by their names, and loaded with the word that they were learned with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from tests.conftest import wordpieces, write_model
+from zoo import config as configs
+from zoo import model_card, registry
+from zoo.adapt.formats import locate, write
+from zoo.adapt.lora import LoRA, Target
+from zoo.adapt.prefix import Prefix
+from zoo.adapt.words import Word
+from zoo.app.models import Models
+from zoo.train.ship import Adapter, ShipRecipe, add_adapters
+
+ZIP = "a Zip circle"
+QUICK = {"n": 1, "steps": 1, "progress": False}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a training left, of a LoRA and a word, for the model spare."""
+    write_model(tmp_path / "models" / "spare", wordpieces(["<new0>", "<new1>"]))
+    monkeypatch.setenv("ZOO_MODELS", str(tmp_path / "models"))
+    lora = LoRA.build(zoo.load("spare", device="cpu").adaptable()["unet"].module, [Target(pattern="*.to_q", rank=2)])
+    for low in lora.layers.values():
+        torch.nn.init.normal_(low.up, std=0.3)
+    folder = tmp_path / "run" / "final"
+    folder.mkdir(parents=True)
+    write(folder / "lora.safetensors", {"unet": lora})
+    Word("Zip", "<new0>", torch.randn(32)).save(folder / "word.safetensors")
+    (folder / "training.json").write_text(json.dumps({"recipe": {"model": "spare"}}), "utf-8")
+    return folder
+
+
+def recipe(run: Path) -> ShipRecipe:
+    part = {"base": "spare"}
+    parts = {"text_encoder": part, "generator": part, "decoder": part}
+    added = {"zip": Adapter(run=run, summary="A way to move.", prompt=ZIP)}
+    return ShipRecipe.model_validate(
+        {"name": "spare", "family": "any", "summary": "", "resolution": (32, 32), "adapters": added} | parts
+    )
+
+
+def added(run: Path) -> Path:
+    folder = registry.find("spare")
+    add_adapters(folder, recipe(run))
+    return folder
+
+
+def test_it_is_known_by_its_name(run: Path) -> None:
+    plain = zoo.load("spare", device="cpu")(ZIP, **QUICK).tensor
+    folder = added(run)
+    assert registry.list_adapters("spare") == ["zip"]
+    assert registry.list_adapters("nothing") == []
+    assert "adapters: zip" in registry.describe("spare")
+    pipe = zoo.load("spare", device="cpu")
+    report = pipe.load_lora("zip")
+    assert report is not None
+    worded = pipe(ZIP, **QUICK).tensor
+    drawn = pipe(ZIP, **QUICK, adapters={"zip": 1.0}).tensor
+    assert not torch.equal(worded, plain), "the word was taught with it"
+    assert not torch.equal(drawn, worded)
+    by_hand = zoo.load(folder, device="cpu")
+    by_hand.load_lora(run / "lora.safetensors", name="mine")
+    by_hand.load_word(run / "word.safetensors")
+    assert torch.equal(by_hand(ZIP, **QUICK, adapters={"mine": 1.0}).tensor, drawn)
+    assert pipe.load_adapter("zip", name="again") == "again"
+
+
+def test_a_wrong_name_is_told_those_there_are(run: Path) -> None:
+    added(run)
+    with pytest.raises(ValueError, match="no adapter 'zap'.*came with the model: zip"):
+        zoo.load("spare", device="cpu").load_lora("zap")
+
+
+def test_the_card_tells_and_can_be_run(run: Path) -> None:
+    card = model_card.render(configs.read(added(run)))
+    assert "| `zip` | A way to move. | a Zip circle |" in card
+    assert 'pipe.load_lora("zip")\npipe("a Zip circle", adapters={"zip": 1.0})' in card
+
+
+def test_everything_takes_it(run: Path) -> None:
+    added(run)
+    found = zoo.compare(["spare", "spare+zip:0.5"], ZIP, steps=1, repeats=1, device="cpu", progress=False)
+    plain, adapted = (row.pictures[0].tobytes() for row in found.rows)
+    assert plain != adapted
+    models = Models(["spare"], device="cpu")
+    assert models.adapters == {"zip": "zip"}
+    with models.load("spare").drawing(models.adapters) as pipe:
+        assert list(pipe.adapters()) == ["zip"]
+
+
+def test_only_what_was_trained_on_the_model_is_added(run: Path) -> None:
+    folder = registry.find("spare")
+    (run / "training.json").write_text(json.dumps({"recipe": {"model": "other"}}), "utf-8")
+    with pytest.raises(ValueError, match="trained on other: it is no adapter of spare"):
+        add_adapters(folder, recipe(run))
+    (run / "training.json").write_text(json.dumps({"recipe": {"model": "spare"}}), "utf-8")
+    for file in run.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(ValueError, match="holds no adapter"):
+        add_adapters(folder, recipe(run))
+    assert not (folder / "adapters").exists()
+
+
+def test_a_folder_of_several_adapters_is_ambiguous(run: Path) -> None:
+    assert locate(run).name == "lora.safetensors", "a word beside it is no other choice"
+    network = zoo.load("spare", device="cpu").adaptable()["unet"].module
+    Prefix.build(network, length=2).save(run / "prefix.safetensors", "unet")
+    with pytest.raises(ValueError, match="no or several adapters"):
+        locate(run)
+    (run / "lora.safetensors").unlink()
+    assert locate(run).name == "prefix.safetensors"
+    pipe = zoo.load("spare", device="cpu")
+    assert pipe.load_adapter(run, name="p") == "p"
+    assert "Zip" in pipe.text_encoder.tokenizer.words  # type: ignore[attr-defined]
+    shutil.rmtree(run)
