@@ -38,7 +38,7 @@ def test_what_a_run_left_is_opened_and_compared(
         adapters.opened(final, "mine", device="cpu")
     (final / "odd.safetensors").unlink()
     # The command, with its pictures measured elsewhere: those of random weights are slow to judge.
-    drawn = personalisation.Drawn(dict.fromkeys(COLUMNS, 0.5), 1.0, torch.rand(12, 3, 8, 8))  # type: ignore[arg-type]
+    drawn = personalisation.Drawn(dict.fromkeys(COLUMNS, 0.5), 1.0, torch.rand(50, 3, 8, 8))  # type: ignore[arg-type]
     monkeypatch.setattr(personalisation, "measure", lambda *_, **__: drawn)
     sheet = tmp_path / "sheet.png"
     given = ["adapters", str(final), f"other={final}", "--device", "cpu", "--sheet", str(sheet)]

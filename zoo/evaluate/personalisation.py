@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
 
-from zoo.data.scenes import BACKGROUNDS, Description, Item
+from zoo.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Description, Item
 from zoo.data.subjects import P7_CLASS, P7_PROMPT
 from zoo.evaluate.checker import Reading, Seen, judge, read
 from zoo.evaluate.judged import Pipe, draw_and_judge
@@ -36,13 +36,8 @@ if TYPE_CHECKING:
 
 Asked: TypeAlias = tuple[str, Description]
 CLASS_SEED = 50_000
-BESIDE = (
-    ("left of", "red", "tree"),
-    ("right of", "yellow", "star"),
-    ("above", "pink", "heart"),
-    ("below", "green", "cat"),
-)
-SHOWN = (0, 4, 5, 7, 8, 9, 10, 11)  # of the prompts, on a sheet: three backgrounds, a style, and the neighbours
+NEIGHBOURS = 38
+SHOWN = (0, 5, 9, 11, 12, 13, 14, 15)  # of the prompts, on a sheet: backgrounds, two of them in a style, and neighbours
 COLUMNS = ("fidelity", "alignment", "both", "leak", "diversity", "others", "forgotten")
 
 
@@ -60,11 +55,13 @@ class Measures(TypedDict):
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn: pictures for each of `asked`, of the class alone, and scenes for each of six other tasks."""
+    """How much is drawn: pictures for each of `asked`, of the class alone, and scenes for each of six other tasks, seen
+    and (but for single objects) held out. steps: None is each model's own."""
 
     per_prompt: int = 4
-    of_class: int = 32
-    per_task: int = 4
+    of_class: int = 200
+    per_task: int = 91  # of 11 kinds: 1,001 pictures
+    steps: int | None = None
     seed: int = 0
     batch: int = 16
 
@@ -89,16 +86,18 @@ class Drawn:
 
 
 def asked(subject: str = P7_PROMPT) -> list[Asked]:
-    """Prompts of the subject, and what else they say: backgrounds (the night was never seen), a style, neighbours."""
+    """50 prompts of the subject and what else they say: backgrounds (the night was never seen), a style, neighbours."""
     car = Item("car")
     found = [(f"{subject} on a {ground} background", Description((car,), background=ground)) for ground in BACKGROUNDS]
     found += [
         (f"{subject} on a {ground} background, cartoon", Description((car,), background=ground, style="cartoon"))
-        for ground in ("white", "night")
+        for ground in BACKGROUNDS
     ]
-    for relation, colour, shape in BESIDE:
+    others = [shape for shape in SHAPES if shape != "car"]
+    for i in range(NEIGHBOURS):  # steps that have no divisor in common: every shape and relation with many colours
+        relation, shape, colour = RELATIONS[i % 4], others[7 * i % len(others)], COLOURS[3 * i % len(COLOURS)]
         scene = Description((car, Item(shape, colour)), relation=relation)
-        found.append((f"{subject} {relation} a {colour} {shape}", scene))
+        found.append((f"{subject} {relation} {'an' if colour == 'orange' else 'a'} {colour} {shape}", scene))
     return found
 
 
@@ -144,11 +143,13 @@ def measure(
     prompts = [prompt for prompt, _ in wanted for _ in range(sizes.per_prompt)]
     scenes = [scene for _, scene in wanted for _ in range(sizes.per_prompt)]
     seeds = [sizes.seed + i for _ in wanted for i in range(sizes.per_prompt)]
+    settings = dict(contestant.settings) | ({} if sizes.steps is None else {"steps": sizes.steps})
+    contestant = replace(contestant, settings=settings)
     made = _draw(contestant, prompts, seeds, sizes.batch)
     marks = [judge_rest(picture, scene) for picture, scene in zip(made, scenes, strict=True)]
     alone = _draw(contestant, [kind] * sizes.of_class, [CLASS_SEED + i for i in range(sizes.of_class)], sizes.batch)
     others = [case for case in cases(sizes.per_task, sizes.seed, "dev", ("en",)) if case.task in MEAN_OF]
-    judged = draw_and_judge(contestant.pipe, others, sizes.batch, progress, dict(contestant.settings))
+    judged = draw_and_judge(contestant.pipe, others, sizes.batch, progress, settings)
     right, apart = sum(one.verdict.ok for one in judged) / len(judged), spread(alone)
     measures = Measures(
         fidelity=sum(there for there, _ in marks) / len(marks),

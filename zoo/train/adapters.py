@@ -57,9 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare adapters of the P7, beside the model that they adapt.")
     parser.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help="for example runs/p7-lora/final")
     parser.add_argument("--model", default=None, help="the model they adapt (default: what their runs say)")
-    parser.add_argument("--per-prompt", type=int, default=Sizes.per_prompt, help="pictures of each of 12 prompts")
+    parser.add_argument("--per-prompt", type=int, default=Sizes.per_prompt, help="pictures of each of 50 prompts")
     parser.add_argument("--of-class", type=int, default=Sizes.of_class, help=f"pictures of {P7_CLASS!r}")
     parser.add_argument("--per-task", type=int, default=Sizes.per_task, help="scenes for each task without the subject")
+    parser.add_argument("--steps", type=int, default=None, help="of sampling (default: each model's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sheet", type=Path, default=None, help="a PNG of the first pictures")
@@ -74,7 +75,9 @@ def main() -> None:
     base = options.model or json.loads((entered[0][0] / STORY).read_text("utf-8"))["recipe"]["model"]
     model = cast(Pipe, load(base, device=options.device))
     contestants = [Contestant(str(base), model, {}), *(one for _, one in entered)]
-    found = compare(contestants, Sizes(options.per_prompt, options.of_class, options.per_task, options.seed))
+    found = compare(
+        contestants, Sizes(options.per_prompt, options.of_class, options.per_task, options.steps, options.seed)
+    )
     measures = {name: drawn.measures for name, drawn in found.items()}
     print(json.dumps(measures) if options.json else table(found, contestants))
     if options.sheet is not None:
