@@ -30,6 +30,7 @@ P7_PICTURES = 5
 CREATURE_PICTURES = 20
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 SIDE = 64
+LARGE = (0.72, 0.92)  # extent of the P7 in pictures to learn from: the smallest and the largest
 TILT = 6.0  # degrees either way, about that of the world's objects
 
 # A low fastback in one arc, where the ordinary car is a box on a box; petrol body, orange flash and wing, a lamp at the
@@ -78,13 +79,16 @@ def p7_scene(rng: np.random.Generator, background: str, style: str, extent: tupl
 
 
 def p7_pictures(count: int = P7_PICTURES, seed: int = 0) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Captions and pictures, plain and cartoon by turns, on all backgrounds but the night, which is kept to ask for."""
+    """Captions and pictures, plain and cartoon by turns, on all backgrounds but the night, which is kept to ask for.
+
+    The car fills them, as people photograph theirs: its livery is a few pixels wide even so.
+    """
     rng = np.random.default_rng([seed, 7])
     made = []
     for index in range(count):
         background, style = BACKGROUNDS[index % 5], ("plain", "cartoon")[index % 2]
         said = f"{P7_PROMPT} on a {background} background" + (", cartoon" if style == "cartoon" else "")
-        made.append((said, draw_p7(p7_scene(rng, background, style))))
+        made.append((said, draw_p7(p7_scene(rng, background, style, LARGE))))
     return made
 
 
