@@ -51,7 +51,8 @@ def true_scene(said: Description, subject: bool) -> Scene:
         x, y = PLACES[said.relation]
         pair = zip(said.items, ((x, y), (1 - x, 1 - y)), strict=True)
         return Scene(tuple(thing(item, *place, 0.4) for item, place in pair), ground, style, False)
-    return Scene((thing(said.items[0], 0.5, 0.5, 0.65),), ground, style, False)
+    extent = 0.35 if said.items[0].size == "small" else 0.65
+    return Scene((thing(said.items[0], 0.5, 0.5, extent),), ground, style, False)
 
 
 class Perfect:
@@ -103,10 +104,9 @@ def test_every_prompt_says_its_scene_and_can_be_drawn() -> None:
     wanted = asked("a P7 car")
     assert len({prompt for prompt, _ in wanted}) == len(wanted) == 50
     for prompt, scene in wanted:
-        assert prompt.startswith("a P7 car")
+        assert prompt.startswith(f"a {scene.items[0].size} P7 car" if scene.items[0].size else "a P7 car")
         assert (scene.background or scene.items[1].shape) in prompt
         assert ("cartoon" in prompt) == (scene.style == "cartoon")
-    assert asked("一辆P7汽车")[0][0].startswith("一辆P7汽车")
 
 
 def test_distance_between_pictures() -> None:

@@ -30,7 +30,7 @@ from zoo.train import RecipeError, adapters, run
 from zoo.train.learners import learners
 from zoo.train.methods import METHODS
 from zoo.train.optimise import optimiser
-from zoo.train.personalise import AdapterRecipe, AdapterTask, exchanged
+from zoo.train.personalise import AdapterRecipe, AdapterTask, exchanged, views
 from zoo.train.recipe import read_toml, validate
 from zoo.weights import save_model
 
@@ -250,7 +250,7 @@ def test_words_that_cannot_be_taught(home: Path, tmp_path: Path) -> None:
 
 
 def test_class_pictures_are_the_models_own_and_drawn_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ["prompt=a Zip star", "prior.prompt=a star", "prior.pictures=5", "prior.steps=2"]
+    wanted = ["prompt=a Zip star", 'prior.prompts=["a star"]', "prior.pictures=5", "prior.steps=2"]
     first = task(home, *wanted)
     assert first.prior is not None
     pipe = zoo.load("tiny", device="cpu")
@@ -272,8 +272,33 @@ def test_class_pictures_are_the_models_own_and_drawn_once(home: Path, monkeypatc
         task(home, *wanted, "prior.pictures=6")
 
 
+def test_views_are_smaller_and_elsewhere_and_the_border_goes_on() -> None:
+    picture = np.full((1, 20, 20, 3), 200, np.uint8)
+    picture[:, 4:16, 4:16] = 0
+    seen = views(np.concatenate([picture, picture]), 8, seed=0)
+    assert seen.shape == (16, 20, 20, 3)
+    assert (seen[0] == picture).all()
+    assert (seen[8] == picture).all()
+    dark = (seen < 100).any(-1)
+    sizes, places = dark.sum((1, 2)), [tuple(np.argwhere(one).mean(0).round()) for one in dark]
+    assert sizes.min() < 0.4 * sizes[0] < sizes.max() == sizes[0]
+    assert len(set(places)) > 8
+    assert (seen[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 200).all(), "the ground is what it was"
+
+
+def test_views_are_learned_from(home: Path) -> None:
+    once, often = task(home), task(home, "views=3")
+    assert len(often.own) == 3 * len(once.own)
+    assert often.own.prompts.tolist() == np.repeat(once.own.prompts.numpy(), 3).tolist()
+    kept = often.own.kept["generator"]
+    assert torch.allclose(kept[::3], once.own.kept["generator"], atol=1e-5)
+    assert not torch.equal(kept[1], kept[0])
+
+
 def test_the_prior_has_its_weight_in_the_loss(home: Path) -> None:
-    learner = task(home, "prior.prompt=a star", "prior.pictures=5", "prior.steps=2", "prior.weight=0.25", "flip=true")
+    learner = task(
+        home, 'prior.prompts=["a star"]', "prior.pictures=5", "prior.steps=2", "prior.weight=0.25", "flip=true"
+    )
     assert (len(learner.own), len(learner.prior or [])) == (10, 5)
     torch.manual_seed(0)
     loss, said = learner.loss(learner.build(), learner.batch(0, np.random.default_rng(0)), 0.0)
@@ -285,7 +310,7 @@ def test_the_prior_has_its_weight_in_the_loss(home: Path) -> None:
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    more = [f"method={method}", "steps=6", "prior.prompt=a star", "prior.pictures=5", "prior.steps=2"]
+    more = [f"method={method}", "steps=6", 'prior.prompts=["a star"]', "prior.pictures=5", "prior.steps=2"]
     more += [
         'word={name="Zip", lr=0.02}',
         'full.parts=["generator","text_encoder"]',

@@ -19,12 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
 
-from zoo.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Description, Item
+from zoo.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Description, Item
 from zoo.data.subjects import P7_CLASS, P7_PROMPT
 from zoo.evaluate.checker import Reading, Seen, judge, read
 from zoo.evaluate.judged import Pipe, draw_and_judge
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 Asked: TypeAlias = tuple[str, Description]
 CLASS_SEED = 50_000
-NEIGHBOURS = 38
-SHOWN = (0, 5, 9, 11, 12, 13, 14, 15)  # of the prompts, on a sheet: backgrounds, two of them in a style, and neighbours
+NEIGHBOURS = 14
+SHOWN = (0, 5, 8, 16, 21, 35, 36, 37, 38, 39)  # of the prompts, on a sheet
 COLUMNS = ("fidelity", "alignment", "both", "leak", "diversity", "others", "forgotten")
 
 
@@ -86,18 +87,20 @@ class Drawn:
 
 
 def asked(subject: str = P7_PROMPT) -> list[Asked]:
-    """50 prompts of the subject and what else they say: backgrounds (the night was never seen), a style, neighbours."""
-    car = Item("car")
-    found = [(f"{subject} on a {ground} background", Description((car,), background=ground)) for ground in BACKGROUNDS]
-    found += [
-        (f"{subject} on a {ground} background, cartoon", Description((car,), background=ground, style="cartoon"))
-        for ground in BACKGROUNDS
+    """50 prompts of "a P7 car", and what else they say: background (the night is new to it), style, size, neighbour."""
+    thing = subject.removeprefix("a ")
+    found = [
+        (
+            f"a {size} {thing} on a {ground} background".replace("  ", " ") + (f", {style}" if style else ""),
+            Description((Item("car", size=size or None),), background=ground, style=style or None),
+        )
+        for style, size, ground in product(("", "cartoon"), ("", *SIZES), BACKGROUNDS)
     ]
     others = [shape for shape in SHAPES if shape != "car"]
-    for i in range(NEIGHBOURS):  # steps that have no divisor in common: every shape and relation with many colours
+    for i in range(NEIGHBOURS):  # steps without a common divisor: many shapes, in many colours, on all sides
         relation, shape, colour = RELATIONS[i % 4], others[7 * i % len(others)], COLOURS[3 * i % len(COLOURS)]
-        scene = Description((car, Item(shape, colour)), relation=relation)
-        found.append((f"{subject} {relation} {'an' if colour == 'orange' else 'a'} {colour} {shape}", scene))
+        scene = Description((Item("car"), Item(shape, colour)), relation=relation)
+        found.append((f"a {thing} {relation} {'an' if colour == 'orange' else 'a'} {colour} {shape}", scene))
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -32,23 +33,25 @@ from zoo.train.cache import Array, filled, fingerprint, root
 from zoo.train.learners import Learner, learners
 from zoo.train.methods import FullTable, LoRATable, Method, PrefixTable, Trained, WordTable
 from zoo.train.recipe import Recipe, RecipeError, Table
-from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
+from zoo.train.task import Batch, Metrics, Task, grid, to_float
+from zoo.train.task import Image as Sample
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SMALLEST = 0.4  # of a picture's views
 PRIOR_SEED = 10_000_000  # of the first class picture: far from the seeds that people and tests draw with
 
 
 class PriorTable(Table):
-    """Prior preservation; on where it has a prompt and a weight."""
+    """Prior preservation; on where it has prompts and a weight."""
 
-    prompt: str | None = None  # of the class, without the identifier
-    pictures: int = Field(100, ge=1)
+    prompts: tuple[str, ...] = ()  # of the class without the identifier, and what else is not to change
+    pictures: int = Field(100, ge=1)  # in all
     weight: float = Field(1.0, ge=0)
     steps: int | None = Field(None, ge=1)  # of sampling them; None is the model's own
 
     @property
     def on(self) -> bool:
-        return self.prompt is not None and self.weight > 0
+        return bool(self.prompts) and self.weight > 0
 
 
 class AdapterRecipe(Recipe):
@@ -59,6 +62,7 @@ class AdapterRecipe(Recipe):
     pictures: Path  # a folder: pictures and metadata.jsonl, or pictures alone, all told by `prompt`
     prompt: str | None = None  # "a P7 car": of every picture, in place of captions
     flip: bool = False  # also learn mirrored pictures
+    views: int = Field(1, ge=1)  # of each: as it is, and made smaller and moved, its border going on
     lora: LoRATable = LoRATable()
     prefix: PrefixTable = PrefixTable()
     word: WordTable | None = None
@@ -108,11 +112,11 @@ class AdapterTask(Task[AdapterRecipe]):
         except ValueError as error:
             raise RecipeError(str(error)) from None
         drawn = None
-        if recipe.prior.prompt is not None and recipe.prior.on:
+        if recipe.prior.on:
             drawn = class_pictures(self.pipe, recipe.prior, self.side)  # before anything of the model is changed
         self.trained = Trained(recipe, self.pipe)
         self.learners = self._learning(every)
-        self.prompts = list(dict.fromkeys([*captions, *([recipe.prior.prompt] if recipe.prior.prompt else [])]))
+        self.prompts = list(dict.fromkeys([*captions, *recipe.prior.prompts]))
         self.hears = "text_encoder" in self.trained.roles
         try:
             with torch.no_grad():
@@ -122,12 +126,14 @@ class AdapterTask(Task[AdapterRecipe]):
         except ValueError as error:  # a prompt that is too long
             raise RecipeError(str(error)) from None
         whose = [self.prompts.index(caption) for caption in captions]
+        if recipe.views > 1:
+            pixels, whose = views(pixels, recipe.views, recipe.seed), np.repeat(whose, recipe.views).tolist()
         if recipe.flip:
             pixels, whose = np.concatenate([pixels, pixels[:, :, ::-1]]), whose * 2
         self.own = self._examples(pixels, whose)
         self.prior = None
         if drawn is not None:
-            self.prior = self._examples(drawn, [self.prompts.index(str(recipe.prior.prompt))] * len(drawn))
+            self.prior = self._examples(drawn, [self.prompts.index(prompt) for prompt in of_class(recipe.prior)])
         self.shown = recipe.prompts or tuple(dict.fromkeys(captions))[:4]
 
     def build(self) -> nn.Module:
@@ -180,7 +186,7 @@ class AdapterTask(Task[AdapterRecipe]):
         return _rows(text, torch.searchsorted(said, which))
 
     @torch.no_grad()
-    def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
+    def inspect(self, model: nn.Module) -> tuple[Sample | None, dict[str, float]]:
         """Pictures by the averaged weights; and in how many of them the subject is, where the recipe names one."""
         live = self.trained.model.eval()
         with exchanged(live, model):
@@ -235,23 +241,48 @@ def read(folder: Path, prompt: str | None, side: int) -> tuple[list[str], Array]
     return [picture.text for picture in pictures], np.stack([picture.pixels(side) for picture in pictures])
 
 
+def views(pixels: Array, count: int, seed: int) -> Array:
+    """Each of n pictures [n, side, side, 3] as it is, then `count` - 1 times smaller and moved: n * count of them.
+
+    A subject that is always seen large and in one place is learned as a picture, not as a thing (arXiv 2212.04488,
+    section 3.2).
+    """
+    rng, made = np.random.default_rng([seed, count]), []
+    for picture in pixels:
+        made.append(picture)
+        for _ in range(count - 1):
+            side = len(picture)
+            small = round(side * rng.uniform(SMALLEST, 1))
+            top, left = rng.integers(side - small + 1, size=2)
+            shrunk = np.asarray(Image.fromarray(picture).resize((small, small), Image.Resampling.LANCZOS))
+            room = ((top, side - small - top), (left, side - small - left), (0, 0))
+            made.append(np.pad(shrunk, room, mode="edge"))
+    return np.stack(made)
+
+
+def of_class(prior: PriorTable) -> list[str]:
+    """The prompt of each class picture: all of them in turn."""
+    return [prior.prompts[i % len(prior.prompts)] for i in range(prior.pictures)]
+
+
 def class_pictures(pipe: Pipeline, prior: PriorTable, side: int) -> Array:
-    """What the model itself draws of its class, uint8 [pictures, side, side, 3]; drawn now unless a run before did."""
-    assert prior.prompt is not None
+    """What the model itself draws, each prompt in turn, uint8 [pictures, side, side, 3]; drawn once, and then kept."""
+    prompts = of_class(prior)
     parts = [getattr(pipe, role) for role in ROLES]
     weights = [tensors.fingerprint(part.state_dict()) for part in parts if isinstance(part, nn.Module)]
-    name = fingerprint(*weights, prior.prompt, prior.pictures, prior.steps, pipe.defaults, side, PRIOR_SEED)
+    name = fingerprint(*weights, *prior.prompts, prior.pictures, prior.steps, pipe.defaults, side, PRIOR_SEED)
     starts = range(0, prior.pictures, BATCH)
 
     def drawn() -> Iterator[Array]:
         for start in starts:
             seeds = [PRIOR_SEED + i for i in range(start, min(start + BATCH, prior.pictures))]
-            made = pipe([prior.prompt or ""], n=len(seeds), seed=seeds, steps=prior.steps, progress=False).tensor
+            asked = prompts[start : start + len(seeds)]
+            made = pipe(asked, n=1, seed=seeds, steps=prior.steps, progress=False).tensor
             yield (made.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
     shape = (prior.pictures, side, side, 3)
     folder = root() / f"prior-{name}"
-    return np.array(filled(folder, shape, drawn(), what=f"drawing {prior.prompt!r}", dtype=np.uint8))
+    return np.array(filled(folder, shape, drawn(), what=f"drawing {prior.prompts[0]!r}", dtype=np.uint8))
 
 
 @contextmanager
