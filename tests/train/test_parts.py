@@ -68,10 +68,7 @@ def test_latents_are_turned_towards_those_that_generators_know() -> None:
         after, posterior = moved(images)
         latents, theirs = (vae._rows([model.encode(images).mean]) for model in (moved, known))
     assert torch.allclose(before, after, atol=1e-4)
-    assert torch.allclose(latents.T.cov(), torch.eye(4), atol=1e-3)
-    theirs = (theirs - theirs.mean(0)) / theirs.std(0)
-    best = torch.linalg.matrix_norm(latents.T @ theirs, "nuc")  # what the best turn of all reaches
-    assert torch.isclose((latents.T @ theirs).trace(), best, rtol=1e-3)
+    assert torch.allclose(latents, theirs - theirs.mean(0), atol=1e-3), "they were the same, said otherwise"
     assert posterior.logvar.isfinite().all()
 
 

@@ -187,9 +187,9 @@ def standardise(vae: VAE, images: Tensor, like: VAE | None = None) -> None:
     What the VAE reconstructs stays the same. Diffusion adds equal noise to all channels, so those that happen to be
     small would drown in it first; one scaling factor for all of them cannot mend that. Does nothing without the two.
 
-    like: a VAE whose latents generators know already. The channels are then also decorrelated, and turned to be as
-    near to its own as a change of axes brings them (orthogonal Procrustes), so that those generators have less to
-    learn anew. Turned axes would correlate the posterior's deviations; it keeps their mean over the images instead.
+    like: a VAE whose latents generators know already. The channels then get the covariance of its own, and are turned
+    to be as near to them as that lets them be (orthogonal Procrustes), so that those generators have less to learn
+    anew. Turned axes would correlate the posterior's deviations; it keeps their mean over the images instead.
     """
     inward, outward = vae.quant_conv, vae.post_quant_conv
     if not isinstance(inward, nn.Conv2d) or not isinstance(outward, nn.Conv2d):
@@ -215,11 +215,16 @@ def standardise(vae: VAE, images: Tensor, like: VAE | None = None) -> None:
 
 
 def _turned(latents: Tensor, theirs: Tensor) -> Tensor:
-    """The matrix [z, z] that makes centred latents [rows, z] white, and as near to others as that lets them be."""
-    values, vectors = torch.linalg.eigh(latents.T.cov())
-    white = vectors @ (values.rsqrt()[:, None] * vectors.T)
-    left, _, right = torch.linalg.svd(white @ latents.T @ (theirs / theirs.std(0)))
-    return white @ left @ right
+    """The matrix [z, z] that gives centred latents [rows, z] the covariance of others, as near to them as it can be."""
+    wanted = _power(theirs.T.cov(), 0.5)
+    white = _power(latents.T.cov(), -0.5)
+    left, _, right = torch.linalg.svd(white @ latents.T @ theirs @ wanted)
+    return white @ left @ right @ wanted
+
+
+def _power(covariance: Tensor, exponent: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors @ (values.pow(exponent)[:, None] * vectors.T)
 
 
 def _rows(parts: Sequence[Tensor]) -> Tensor:
