@@ -106,9 +106,8 @@ def locate(source: str | Path) -> Path:
         return path.parent if path.name in WEIGHTS[:2] and (path.parent / CONFIG).is_file() else path
     if (path / CONFIG).is_file():
         return path
-    usual: Sequence[Sequence[str]] = (WEIGHTS[2:], ("pytorch_lora_weights.bin",), (LORA.name, PREFIX.name))
-    for names in usual:
-        found = [path / name for name in names if (path / name).is_file()]
+    for usual in ((WEIGHTS[2],), ("pytorch_lora_weights.bin",), (LORA.name, PREFIX.name)):
+        found = [path / name for name in usual if (path / name).is_file()]
         if len(found) == 1:
             return found[0]
     found = sorted(path.glob("*.safetensors"))

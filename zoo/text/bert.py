@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.bert.configuration_bert import BertConfig
 from transformers.models.bert.modeling_bert import BertModel
 
 from zoo import tensors
 from zoo.interface import TextFeatures, TextSpec
+from zoo.text.named import NamedModel
 from zoo.text.pretrained import PublishedTokenizer
 
 CONFIG = Path("text_encoder") / "config.json"
@@ -30,24 +31,24 @@ FIELDS = (  # of config.json, nothing else in it is listened to
 )
 
 
-class BertTextEncoder(nn.Module):
+class BertTextEncoder(NamedModel):
     """Prompts to tokens [batch, window, width], the last hidden layer; there is no pooled vector.
 
     Raises:
         ValueError: the tokenizer is not the one that the encoder was made for.
     """
 
+    model: BertModel
+
     def __init__(self, model: BertModel, tokenizer: PublishedTokenizer) -> None:
-        super().__init__()
+        super().__init__(model)
         config = model.config
         if len(tokenizer) > config.vocab_size or tokenizer.window > config.max_position_embeddings:
             raise ValueError(
                 f"the tokenizer ({len(tokenizer)} pieces, window {tokenizer.window}) is not the one this BERT was made "
                 f"for ({config.vocab_size} pieces, window {config.max_position_embeddings})"
             )
-        self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.spaces: Mapping[str, str] = {}  # what the file says that it defines
 
     @classmethod
     def of(
@@ -108,11 +109,6 @@ class BertTextEncoder(nn.Module):
     @cached_property
     def produces(self) -> TextSpec:
         return TextSpec(self.model.config.hidden_size, f"bert-{self.fingerprint}", self.tokenizer.window)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names the weights: see `zoo.tensors.fingerprint`."""
-        return self.spaces.get("text") or tensors.fingerprint(self.model.state_dict())
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of `prompts`, on the encoder's device. Warns of words that the vocabulary does not know.

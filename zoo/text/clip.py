@@ -20,6 +20,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 from zoo import tensors
 from zoo.interface import Adaptable, TextFeatures, TextSpec
+from zoo.text.named import NamedModel
 from zoo.text.pretrained import PublishedTokenizer
 from zoo.text.tokenizer import FILE, Tokenizer
 
@@ -34,12 +35,14 @@ FIELDS = (  # of config.json, nothing else in it is listened to
 )
 
 
-class ClipTextEncoder(nn.Module):
+class ClipTextEncoder(NamedModel):
     """Prompts to tokens [batch, window, width] and, where the tower has a projection, pooled [batch, projected width].
 
     `layer` counts hidden layers from the end: -1 is the last, -2 the one before. `masked` gives a mask, which is False
     behind the end marker.
     """
+
+    model: CLIPTextModelWithProjection
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class ClipTextEncoder(nn.Module):
         layer: int = -2,
         masked: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         config = model.config
         if not -config.num_hidden_layers <= layer <= -1:
             raise ValueError(f"layer must be from {-config.num_hidden_layers} to -1, not {layer}")
@@ -60,10 +63,8 @@ class ClipTextEncoder(nn.Module):
                 f"the tokenizer ({len(tokenizer)} pieces, window {tokenizer.window}) is not the one this text tower "
                 f"was made for ({config.vocab_size} pieces, window {config.max_position_embeddings})"
             )
-        self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.layer, self.masked = layer, masked
-        self.spaces: Mapping[str, str] = {}  # what the file says that it defines
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> ClipTextEncoder:
@@ -163,11 +164,6 @@ class ClipTextEncoder(nn.Module):
         pooled = None if isinstance(self.model.text_projection, nn.Identity) else config.projection_dim
         space = f"clip-{self.fingerprint}{self.layer}"
         return TextSpec(config.hidden_size, space, self.tokenizer.window, pooled)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names the weights: see `zoo.tensors.fingerprint`."""
-        return self.spaces.get("text") or tensors.fingerprint(self.model.state_dict())
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of `prompts`, on the encoder's device. Warns of words that the vocabulary does not know.

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from zoo import tensors
 from zoo.interface import TextFeatures, TextSpec
+from zoo.text.named import NamedModel
 from zoo.text.tokenizer import Tokenizer
 
 FOLDER = Path("text_encoder")
@@ -39,7 +40,7 @@ FIELDS = (  # of config.json, nothing else in it is listened to
 )
 
 
-class T5TextEncoder(nn.Module):
+class T5TextEncoder(NamedModel):
     """Prompts to tokens [batch, length, width] and their mask; there is no pooled vector.
 
     `length` counts the end marker. `lower` puts prompts in small letters; with `masked` False there is no mask.
@@ -50,10 +51,12 @@ class T5TextEncoder(nn.Module):
         ValueError: the tokenizer is not the one that the encoder was made for.
     """
 
+    model: T5EncoderModel
+
     def __init__(
         self, model: T5EncoderModel, tokenizer: Tokenizer, *, lower: bool = False, masked: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         config = model.config
         theirs, made_for = (
             (tokenizer.begin, tokenizer.end, tokenizer.padding),
@@ -64,10 +67,8 @@ class T5TextEncoder(nn.Module):
                 f"the tokenizer ({len(tokenizer)} pieces; begin, end and padding {theirs}) is not the one this T5 was "
                 f"made for (at most {config.vocab_size} pieces; {made_for})"
             )
-        self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.lower, self.masked = lower, masked
-        self.spaces: Mapping[str, str] = {}  # what the file says that it defines
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> Self:
@@ -121,10 +122,8 @@ class T5TextEncoder(nn.Module):
     def produces(self) -> TextSpec:
         return TextSpec(self.model.config.d_model, f"t5-{self.fingerprint}", self.tokenizer.window)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names the weights: see `zoo.tensors.fingerprint`."""
-        return self.spaces.get("text") or tensors.fingerprint(_state(self.model))
+    def _weights(self) -> Mapping[str, Tensor]:
+        return _state(self.model)
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of `prompts`, on the encoder's device. Warns of words that the vocabulary does not know.

@@ -30,6 +30,7 @@ from zoo.adapt.formats import write
 from zoo.config import ROLES, Role
 from zoo.interface import Adaptable, Decoder, Generator, TextEncoder
 from zoo.pipeline import Pipeline
+from zoo.text.named import NamedModel
 from zoo.train.recipe import RecipeError, Table, nearest
 from zoo.weights import save_model
 
@@ -198,7 +199,8 @@ class Trained:
         """A whole model, which `zoo.load(folder)` loads: what was not trained is as it was."""
         parts = {role: trained[role] if role in trained else getattr(self.pipe, role) for role in ROLES}
         if "text_encoder" in trained:
-            _move_to_new_text(parts["text_encoder"], [parts["generator"], parts["decoder"], *_stages(parts["decoder"])])
+            readers = [parts["generator"], parts["decoder"], *_stages(parts["decoder"])]
+            _move_to_new_text(cast(TextEncoder, parts["text_encoder"]), readers)
         said: dict[str, object] = {"family": "personalised"}
         place = registry.find(self.recipe.model)
         if (place / configs.FILE).is_file():
@@ -224,12 +226,10 @@ def _stages(decoder: object) -> Sequence[object]:
     return list(getattr(decoder, "stages", ()))
 
 
-def _move_to_new_text(encoder: object, readers: Sequence[object]) -> None:
+def _move_to_new_text(encoder: TextEncoder, readers: Sequence[object]) -> None:
     """Tell those that read the text that its space is another one now: they were trained together with it."""
-    encoder.spaces = {}  # type: ignore[attr-defined]  # what its file says of the weights as they were
-    for cached in ("fingerprint", "produces"):
-        encoder.__dict__.pop(cached, None)
-    spec = encoder.produces  # type: ignore[attr-defined]
+    cast(NamedModel, encoder).retrained()
+    spec = encoder.produces
     for reader in readers:
         config: Any = getattr(reader, "config", None)
         if getattr(config, "text", None) is not None:
