@@ -450,7 +450,7 @@ def test_damaged_files(good: dict[str, Tensor], tmp_path: Path) -> None:
         read(tmp_path / "text.txt")
     with pytest.raises(ValueError, match="no adapter '.*none.safetensors': give a file"):
         locate(str(tmp_path / "none.safetensors"))
-    with pytest.raises(ValueError, match=r"several LoRA files \(cut.bin, cut.safetensors"):
+    with pytest.raises(ValueError, match=r"several adapters \(cut.bin, cut.safetensors"):
         locate(tmp_path)
 
 
