@@ -43,7 +43,7 @@ def test_edits_have_a_curve_over_strengths_and_inpainting_beside_it() -> None:
     assert "| another colour | changed as asked | 0.25 | 1 | 0.75 |" in lines
     assert "| another shape | both | 0.125 | 0.375 | 0.625 |" in lines
     assert any("24 scenes each" in line and "differ by 0.00 of 255" in line for line in lines)
-    assert any("(editing.png)" in line for line in lines)
+    assert any("(editing.webp)" in line for line in lines)
 
 
 def test_maps_are_shown_with_and_without() -> None:
@@ -53,7 +53,7 @@ def test_maps_are_shown_with_and_without() -> None:
     lines = result_lines(maps={"kept": kept, "scenes": 96, "images": 192, "seconds": 9.0})
     assert "| share | seen, with map | seen, without map | held out, with map | held out, without map |" in lines
     assert "| cells painted as an object that show one | 0.95 | 0.475 | 0.95 | 0.475 |" in lines
-    assert any("(maps.png)" in line for line in lines)
+    assert any("(maps.webp)" in line for line in lines)
 
 
 def result_lines(**results: Any) -> list[str]:

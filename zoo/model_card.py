@@ -21,7 +21,7 @@ def render(config: ModelConfig) -> str:
         _header(config),
         f"# {config.name}",
         config.summary,
-        "![Four pictures of each prompt below, seeds 0 to 3](samples.png)" if config.results else "",
+        "![Four pictures of each prompt below, seeds 0 to 3](samples.webp)" if config.results else "",
         f'```python\nimport zoo\n\npipe = zoo.load("{config.name}")\npipe({_quoted(example)}).save("outputs")\n```',
         table(("", ""), _facts(config)),
         _adapters(config),
@@ -181,7 +181,7 @@ def _editing(found: Any) -> str:
     scenes = found["scenes"] // (2 * len(curves))
     return (
         "### Editing\n\n"
-        "![Rows of a given picture and what was made of it](editing.png)\n\n"
+        "![Rows of a given picture and what was made of it](editing.webp)\n\n"
         "From a drawn scene of one object to the same with another colour or shape (`image=`, by strength; *kept*: "
         "the object's place and size), and one of two objects replaced (`mask=`; *kept*: the other object). Shares of "
         f"{scenes} scenes each, judged by the checker; strength 1, which keeps nothing, is there to compare. "
@@ -202,7 +202,7 @@ def _maps(found: Any) -> str:
     rows = [(text, *(found["kept"][split][how][key] for split, how in columns)) for key, text in said.items()]
     return (
         "### Painted maps\n\n"
-        "![Rows of a painted map and its picture](maps.png)\n\n"
+        "![Rows of a painted map and its picture](maps.webp)\n\n"
         f"Maps of {found['scenes'] // 2} scenes each, painted in 64x64 pixels and counted in 16x16 cells; the same "
         "prompts without their map show what is owed to it. *Held out*: the dev half.\n\n"
         + table(("share", *(f"{SPLITS[split]}, {how} map" for split, how in columns)), rows)

@@ -73,7 +73,7 @@ def variations(found: Any) -> str:
 def strips(found: Any) -> str:
     """What the checker sees along an interpolation and two text differences."""
     parts = [
-        "### Between pictures and along texts\n\n![Rows of a given picture and what was made of it](strips.png)\n\n"
+        "### Between pictures and along texts\n\n![Rows of a given picture and what was made of it](strips.webp)\n\n"
         "`zoo.dalle2.interpolate` from one picture to another, and `zoo.dalle2.text_diff` from one caption to another "
         "by growing strength; in each what the checker sees."
     ]

@@ -205,7 +205,7 @@ def test_all_of_it_is_measured_into_results_and_card(runs: Path, tmp_path: Path,
     ):
         assert title in card
     assert "{" not in card.split("## Results")[1]
-    with Image.open(folder / "strips.png") as sheet:
+    with Image.open(folder / "strips.webp") as sheet:
         assert sheet.width > 8 * 160
 
 

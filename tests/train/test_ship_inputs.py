@@ -59,7 +59,7 @@ def test_edits_and_maps_are_measured_into_results_card_and_sheets(folder: Path) 
     card = (folder / "README.md").read_text("utf-8")
     assert "### Editing" in card
     assert "### Painted maps" in card
-    for name in ("editing.png", "maps.png"):
+    for name in ("editing.webp", "maps.webp"):
         with Image.open(folder / name) as sheet:
             assert min(sheet.size) > 160
     assert configs.read(folder).training["map"] == {"step": 7, "images": 224, "minutes": 0.5}
