@@ -168,6 +168,27 @@ def test_only_what_is_true_on_all_paths_has_no_loss() -> None:
     assert loss(wrong, 20) > 10 * loss(truth(), 20)
 
 
+def test_the_teacher_is_guided_within_its_interval_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    step = consistency.step
+
+    def watched(teacher: Denoiser, x: Tensor, t: Tensor, end: Tensor, *rest: object) -> Tensor:
+        seen.append((t, rest[-1]))  # type: ignore[arg-type]
+        return step(teacher, x, t, end, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(consistency, "step", watched)
+    for interval in (None, (0.5, 5.0)):
+        generator = torch.Generator().manual_seed(1)
+        x0, said = data(64, generator)
+        consistency.loss(student(), truth(), teacher(), x0, said, NULL, interval=interval, generator=generator)
+    (times, everywhere), (same, within) = seen
+    assert torch.equal(times, same)
+    alpha, sigma = SCHEDULE.at(times)
+    inside = (sigma / alpha >= 0.5) & (sigma / alpha <= 5)
+    assert 8 < inside.sum() < 56
+    assert torch.equal(within, torch.where(inside, everywhere, 1.0))
+
+
 def test_only_the_student_learns() -> None:
     model, aim = student(), student()
     x0, text = data(64, torch.Generator().manual_seed(5))

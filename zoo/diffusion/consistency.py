@@ -31,6 +31,7 @@ def loss(
     null: Conditioning,
     *,
     skip: int = 20,
+    interval: tuple[float, float] | None = None,
     huber: float | None = 0.001,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -39,6 +40,7 @@ def loss(
     student, target: take guidance as an input, which is drawn evenly from the student's `guidance_range`.
     teacher: takes none; it is guided away from `null` (one sample, or one per sample).
     skip: how far in time the teacher's step goes; more means fewer steps to learn across, and larger errors of each.
+    interval: the noise levels, sigma / alpha, at which the teacher is guided (arXiv 2404.07724); None is all of them.
     huber: the width in which the pseudo-Huber distance is quadratic (arXiv 2310.14189); None is the squared error.
     generator: fixes times, noise and guidance; the same on every device if it is a CPU generator.
 
@@ -58,7 +60,8 @@ def loss(
     alpha, sigma = student.levels(t, x0)
     x = alpha * x0 + sigma * noise
     with torch.no_grad():
-        reached = step(teacher, x, t, end, conditioning, null, guidance)
+        acted = guidance if interval is None else torch.where(_within(interval, sigma / alpha), guidance, 1.0)
+        reached = step(teacher, x, t, end, conditioning, null, acted)
         aim = estimate(target, reached, end, told).float()
     difference = estimate(student, x, t, told).float() - aim
     if huber is None:
@@ -101,6 +104,12 @@ def check_skip(schedule: Schedule, skip: int) -> None:
         raise ValueError(
             f"the teacher's step goes from one of {TIMES} times to another: skip={skip}, times {stride} apart"
         )
+
+
+def _within(interval: tuple[float, float], level: Tensor) -> Tensor:
+    """Whether each sample's noise level, broadcast over its data, lies in an interval: bool [batch]."""
+    flat = level.flatten()
+    return (flat >= interval[0]) & (flat <= interval[1])
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:

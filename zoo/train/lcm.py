@@ -31,6 +31,7 @@ class LcmRecipe(LatentRecipe):
     teacher: Path  # a model folder, or what a run of the part "unet" exported
     ema: float = Field(0.95, ge=0, lt=1)
     guidance_range: tuple[float, float] = (1.0, 7.0)  # that the student learns to act out
+    interval: tuple[float, float] | None = None  # noise levels at which its teacher is guided; None is all
     guidance_width: int = Field(256, ge=4, multiple_of=2)  # of the waves that guidance is fed as
     skip: int = Field(20, ge=1)  # of 1000 times, what one step of the teacher spans: a multiple of 20
     huber: float | None = Field(0.001, gt=0)  # width of the distance's quadratic part; leave out for squared errors
@@ -81,6 +82,7 @@ class LcmTask(LatentTask[LcmRecipe]):
             text,
             self.null,
             skip=self.recipe.skip,
+            interval=self.recipe.interval,
             huber=self.recipe.huber,
             generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step
         )
