@@ -56,6 +56,25 @@ class Film:
         """The frames of each stage."""
         return {stage: tuple(frames) for stage, frames in groupby(self.frames, key=lambda frame: frame.stage)}
 
+    @property
+    def shown(self) -> tuple[tuple[Frame, str], ...]:
+        """The frames that show a picture, each with what is written above it."""
+        return tuple(
+            (frame, f"{stage}, step {frame.step} of {len(frames)}")
+            for stage, frames in self.stages.items()
+            for frame in frames
+            if frame.noisy is not None and frame.clean is not None
+        )
+
+    def check(self) -> None:
+        """Look whether there is something to be seen, before other files are written.
+
+        Raises:
+            ValueError: there is not.
+        """
+        if not self.shown:
+            raise ValueError("there is nothing to film: this model draws without steps that could be seen")
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write an animated GIF, the noisy state on the left; stages that make no picture are not in it.
 
@@ -63,14 +82,8 @@ class Film:
             ValueError: there is nothing to be seen.
         """
         target = Path(path)
-        shown = [
-            (frame, f"{stage}, step {frame.step} of {len(frames)}")
-            for stage, frames in self.stages.items()
-            for frame in frames
-            if frame.noisy is not None and frame.clean is not None
-        ]
-        if not shown:
-            raise ValueError("there is nothing to film: this model draws without steps that could be seen")
+        self.check()
+        shown = self.shown
         side = _enlarged([frame.clean for frame, _ in shown if frame.clean is not None])
         first, *others = [_panel(frame, title, side) for frame, title in shown]
         each = max(SHORTEST, min(LONGEST, LENGTH // len(shown))) // 10 * 10  # GIF counts in hundredths of a second

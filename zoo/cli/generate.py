@@ -95,6 +95,8 @@ def generate(
         from zoo.film import record
 
         result, films = record(pipeline, prompts, **settings)
+        for one in films:
+            one.check()
         filmed = dict(zip(zip(result.prompts, result.seeds, strict=True), films, strict=True))
     else:
         result, filmed = pipeline(prompts, **settings), {}

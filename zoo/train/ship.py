@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from zoo import config as configs
 from zoo import tensors, weights
+from zoo.adapt.files import LORA
 from zoo.clip import Clip
 from zoo.config import AdapterConfig, Defaults, ModelConfig, PartConfig, Role
 from zoo.train.checkpoint import replacing
@@ -131,7 +132,7 @@ def assemble(recipe: ShipRecipe) -> Path:
 
 
 def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
-    """Copy what the runs of the recipe's adapters left beside the model that they were trained on.
+    """Put what the runs of the recipe's adapters left beside the model that they were trained on, in as many bits.
 
     Raises:
         ValueError: a run left nothing that can be added, or was of another model.
@@ -148,8 +149,9 @@ def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
         with replacing(place) as temporary:
             temporary.mkdir(parents=True)
             for file in files:
-                shutil.copyfile(file, temporary / file.name)
-        inside = {(place / file.name).relative_to(folder).as_posix(): tensors.sha256(file) for file in files}
+                dtype = torch.int8 if recipe.bits == 8 and file.name == LORA.name else None
+                tensors.write(temporary / file.name, tensors.read(file), dtype, tensors.metadata(file))
+        inside = {file.relative_to(folder).as_posix(): tensors.sha256(file) for file in sorted(place.iterdir())}
         told[name] = AdapterConfig(summary=adapter.summary, prompt=adapter.prompt, files=inside)
     weights.write_config(folder, configs.read(folder).model_copy(update={"adapters": told}))
 
