@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Run
-from zoo import registry
+from zoo import film, registry
 from zoo.clip import Clip
 from zoo.evaluate.rerank import rerank
+from zoo.film import Film
 from zoo.pipeline import Pipeline
 
 RED, PINK = "a red circle", "a large pink butterfly"
@@ -51,3 +52,11 @@ def test_what_cannot_be(run: Run, arguments: tuple[str, ...], message: str) -> N
     status, _, err = run("generate", *arguments, *QUICK)
     assert status == 2
     assert message in err
+
+
+def test_what_cannot_be_filmed_is_not_drawn_either(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(film, "record", lambda pipe, prompts, **settings: (pipe(prompts, **settings), [Film(())]))
+    status, _, err = run("generate", RED, *QUICK, "-n", "1", "-o", str(tmp_path / "out"), "--film")
+    assert status == 2
+    assert "nothing to film" in err
+    assert not (tmp_path / "out").exists()

@@ -11,13 +11,11 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
-from typer.testing import CliRunner
 
 import zoo
 from tests.conftest import text_encoder
 from tests.gan.conftest import SIDE, generator, generator_config
 from zoo.adapt.lora import LoRA
-from zoo.cli import app
 from zoo.gan.parts import GanConfig, GanGenerator
 from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import Decoder, Generator, Step, TextSpec
@@ -172,10 +170,3 @@ def test_damaged_weights_are_told(pipe: Pipeline, tmp_path: Path) -> None:
     (tmp_path / files[0]).unlink()
     with pytest.raises(ValueError, match="cannot be read"):
         GanGenerator.load(tmp_path, arguments)
-
-
-def test_there_is_nothing_to_film_and_nothing_is_written(gan_folder: Path, tmp_path: Path) -> None:
-    said = CliRunner().invoke(app, ["generate", "a cat", "-m", str(gan_folder), "-o", str(tmp_path / "out"), "--film"])
-    assert isinstance(said.exception, ValueError)
-    assert "nothing to film" in str(said.exception)
-    assert not (tmp_path / "out").exists()
