@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ def train(
     zoo train recipes/unet.toml --device cuda optimiser.lr=3e-4 minutes=40
     zoo train recipes/unet.toml --resume
     """
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError("training needs accelerate: pip install 'zoo-text-to-image[train]'")
     from zoo.train import TrainingError, run
 
     try:

@@ -26,6 +26,12 @@ from zoo.train.loop import STORY, cost
 from zoo.train.measure import MEASURES, Measuring, measure
 from zoo.train.recipe import read_toml
 
+TRAINED: Mapping[Role, tuple[str, ...]] = {  # trainings whose results are in a part of a base
+    "text_encoder": ("tokenizer", "clip", "clip-vision", "t5"),
+    "generator": ("unet", "lcm", "imagen-base"),
+    "decoder": ("vae", "super-resolution"),
+}
+
 
 class Source(BaseModel):
     """Where a part comes from: a training `run` that exported it, or the shipped model `base`, whose files it shares.
@@ -211,9 +217,11 @@ def _tell_sharers(shelf: Path, shared: str) -> None:
 def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
     """What each part has cost, with what it began with: steps, images seen, minutes."""
     said: dict[str, JsonValue] = {}
-    for source in recipe.sources:
-        if source.base is not None:
-            said |= configs.read(recipe.out / source.base).training
+    bases = ((role, getattr(recipe, role)) for role in configs.ROLES)
+    for role, source in bases:
+        if isinstance(source, Source) and source.base is not None:
+            theirs = configs.read(recipe.out / source.base).training
+            said |= {part: told for part, told in theirs.items() if part in TRAINED[role]}
         if source.upsamplers is not None:
             stages = configs.read(recipe.out / source.upsamplers).training
             said |= {part: told for part, told in stages.items() if part == "super-resolution"}
@@ -231,10 +239,13 @@ def main() -> None:
     parser.add_argument(
         "--measure", nargs="*", choices=MEASURES, help="all of it, the held-out test half included, or some"
     )
+    parser.add_argument("--out", type=Path, help="the folder to write the model's into, in place of the recipe's")
     parser.add_argument("--keep", action="store_true", help="measure the folder as it is, without writing it anew")
     parser.add_argument("--adapters", action="store_true", help="add the recipe's adapters, trained on this very model")
     arguments = parser.parse_args()
     recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
+    if arguments.out is not None:
+        recipe = recipe.model_copy(update={"out": arguments.out})
     folder = recipe.out / recipe.name if arguments.keep else assemble(recipe)
     if arguments.adapters:
         add_adapters(folder, recipe)
