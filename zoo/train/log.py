@@ -111,9 +111,7 @@ def _board(recipe: Recipe, state: State) -> SummaryWriter | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        print(
-            "tensorboard is not installed: only the lines here and samples/ are kept (pip install 'zoo-text-to-image[train]')"
-        )
+        print("tensorboard is not installed: only these lines and samples/ are kept (zoo-text-to-image[train] has it)")
         return None
     return SummaryWriter(str(recipe.folder / "tensorboard"), purge_step=state.step or None)
 
