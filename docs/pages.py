@@ -42,7 +42,7 @@ PAGES = (
     CARDS,
 )
 BESIDE = (
-    "weights/*/*.png",
+    "weights/*/*.webp",
     "docs/*.png",
     "docs/images/*.png",
     "docs/*.gif",

@@ -13,6 +13,7 @@ import torch
 
 from zoo import config as configs
 from zoo import published, registry, weights
+from zoo.adapt.files import Shipped
 from zoo.call.abilities import ImageEncoder, OneSize
 from zoo.config import ModelConfig, Role
 from zoo.finite import checked_later
@@ -83,8 +84,8 @@ class Source(Protocol):
         """The image encoder that belongs to its decoders, if it has one."""
         ...
 
-    def adapters(self) -> Mapping[str, Path]:
-        """Folders of the adapters that come with it, by name."""
+    def adapters(self) -> Mapping[str, Shipped]:
+        """The adapters that come with it, by name."""
         ...
 
 
@@ -185,8 +186,13 @@ class OwnFolder:
         said = self.config.image_encoder
         return None if said is None else weights.load_part(self.folder, said)
 
-    def adapters(self) -> Mapping[str, Path]:
-        return {name: self.folder / configs.ADAPTERS / name for name in self.config.adapters}
+    def adapters(self) -> Mapping[str, Shipped]:
+        return {
+            name: Shipped(
+                self.folder / configs.ADAPTERS / name, {self.folder / file: sum for file, sum in said.files.items()}
+            )
+            for name, said in self.config.adapters.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ class PublishedModel:
     def looks(self) -> object:
         return None  # what published folders have of it is not read
 
-    def adapters(self) -> Mapping[str, Path]:
+    def adapters(self) -> Mapping[str, Shipped]:
         return {}
 
 

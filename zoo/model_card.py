@@ -37,7 +37,7 @@ def _adapters(config: ModelConfig) -> str:
     if not config.adapters:
         return ""
     name, first = next(iter(config.adapters.items()))
-    use = f'pipe.load_lora("{name}")\npipe({_quoted(first.prompt)}, adapters={{"{name}": 1.0}}).save("outputs")'
+    use = f'pipe.load_adapter("{name}")\npipe({_quoted(first.prompt)}, adapters={{"{name}": 1.0}}).save("outputs")'
     rows = [(f"`{name}`", one.summary, one.prompt) for name, one in config.adapters.items()]
     return f"## Adapters\n\n```python\n{use}\n```\n\n" + table(("name", "", "a prompt for it"), rows)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.adapt.adapters import Adapters, Choice, Chosen
 from zoo.adapt.adaptive import Adaptive
+from zoo.adapt.files import Shipped
 from zoo.arguments import Picture, as_negatives, as_prompts, as_seeds
 from zoo.call.abilities import ImageEncoder, Inpainting, Mapped, Negatable, Shaped, Staged
 from zoo.call.inputs import layout_of, start_of
@@ -77,7 +77,7 @@ class Pipeline(Adaptive):
         self.size = size
         self.unread: Unread | None = None  # weights that nobody has looked at yet
         self.safety_checker: SafetyChecker | None = None  # looks at every picture before it is handed out
-        self.shipped: Mapping[str, Path] = {}  # folders of the adapters that came with the model, by name
+        self.shipped: Mapping[str, Shipped] = {}  # adapters that came with the model, by name
         self._adapters = Adapters({"text_encoder": text_encoder, "generator": generator, "decoder": decoder})
 
     def __repr__(self) -> str:

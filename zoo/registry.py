@@ -161,12 +161,16 @@ def list_published(pattern: str = "*") -> list[str]:
 
 
 def list_adapters(model: str) -> list[str]:
-    """Names of the adapters that come with a model at hand; none where nothing of that name is."""
+    """Names of the adapters that come with a model at hand, by its name or folder; none where there is nothing.
+
+    Raises:
+        ValueError: the model's config is not valid.
+    """
     from zoo import config
 
-    folder = models().get(model)
-    own = folder is not None and (folder / CONFIG).is_file() and not (folder / INDEX).is_file()
-    return list(config.read(folder).adapters) if own and folder is not None else []
+    folder = models().get(model, Path(model))
+    own = (folder / CONFIG).is_file() and not (folder / INDEX).is_file()
+    return list(config.read(folder).adapters) if own else []
 
 
 def describe(name: str) -> str:

@@ -280,6 +280,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_sum(path: Path, expected: str) -> None:
+    """Look whether a model's file is what its config says.
+
+    Raises:
+        ValueError: it is missing, or its SHA-256 is another.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: fetch the model again")
+    found = sha256(path)
+    if found != expected:
+        raise ValueError(f"{path} is damaged: its SHA-256 is {found}, the config says {expected}. Fetch it again")
+
+
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Sixteen hexadecimal digits that name the space which these weights define.
 

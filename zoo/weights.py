@@ -84,12 +84,7 @@ def load_part(folder: Path, config: PartConfig) -> Part:
     if config.shared is not None:
         folder = folder.resolve().parent / config.shared
     for name, expected in config.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: fetch the model again")
-        found = tensors.sha256(path)
-        if found != expected:
-            raise ValueError(f"{path} is damaged: its SHA-256 is {found}, the config says {expected}. Fetch it again")
+        tensors.check_sum(folder / name, expected)
     part_class = _class(config.kind)
     try:
         part: Part = part_class.load(folder / config.folder, config.arguments)  # type: ignore[assignment]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from zoo.adapt.lora import LoRA, Target
 from zoo.adapt.prefix import Prefix
 from zoo.adapt.words import Word
 from zoo.app.models import Models
+from zoo.train.methods import BASE, weights_of
 from zoo.train.ship import Adapter, ShipRecipe, add_adapters
 
 ZIP = "a Zip circle"
@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     write(folder / "lora.safetensors", {"unet": lora})
     Word("Zip", "<new0>", torch.randn(32)).save(folder / "word.safetensors")
-    (folder / "training.json").write_text(json.dumps({"recipe": {"model": "spare"}}), "utf-8")
+    (folder / BASE).write_text(weights_of(zoo.load("spare", device="cpu")), "utf-8")
     return folder
 
 
@@ -77,19 +77,38 @@ def test_it_is_known_by_its_name(run: Path) -> None:
 
 def test_a_wrong_name_is_told_those_there_are(run: Path) -> None:
     added(run)
-    with pytest.raises(ValueError, match="no adapter 'zap'.*came with the model: zip"):
+    with pytest.raises(ValueError, match="no adapter 'zap'.*came with spare: zip"):
         zoo.load("spare", device="cpu").load_lora("zap")
+
+
+def test_a_changed_file_is_not_loaded(run: Path) -> None:
+    Word("Zip", "<new0>", torch.zeros(32)).save(added(run) / "adapters" / "zip" / "word.safetensors")
+    with pytest.raises(ValueError, match="word.safetensors is damaged"):
+        zoo.load("spare", device="cpu").load_lora("zip")
+
+
+def test_one_word_is_not_learned_twice(run: Path) -> None:
+    added(run)
+    pipe = zoo.load("spare", device="cpu")
+    pipe.load_lora("zip")
+    before = pipe(ZIP, **QUICK).tensor
+    Word("Zip", "<new0>", torch.zeros(32)).save(run / "word.safetensors")
+    with pytest.raises(ValueError, match="'Zip' is known already"):
+        pipe.load_lora(run, name="other")
+    assert list(pipe.adapters()) == ["zip"], "nothing is half loaded"
+    assert torch.equal(pipe(ZIP, **QUICK).tensor, before)
+    assert pipe.report_lora("zip").matched
 
 
 def test_the_card_tells_and_can_be_run(run: Path) -> None:
     card = model_card.render(configs.read(added(run)))
     assert "| `zip` | A way to move. | a Zip circle |" in card
-    assert 'pipe.load_lora("zip")\npipe("a Zip circle", adapters={"zip": 1.0})' in card
+    assert 'pipe.load_adapter("zip")\npipe("a Zip circle", adapters={"zip": 1.0})' in card
 
 
 def test_everything_takes_it(run: Path) -> None:
     added(run)
-    found = zoo.compare(["spare", "spare+zip:0.5"], ZIP, steps=1, repeats=1, device="cpu", progress=False)
+    found = zoo.compare(["spare+zip:0", "spare+zip:0.5"], ZIP, steps=1, repeats=1, device="cpu", progress=False)
     plain, adapted = (row.pictures[0].tobytes() for row in found.rows)
     assert plain != adapted
     models = Models(["spare"], device="cpu")
@@ -100,13 +119,17 @@ def test_everything_takes_it(run: Path) -> None:
 
 def test_only_what_was_trained_on_the_model_is_added(run: Path) -> None:
     folder = registry.find("spare")
-    (run / "training.json").write_text(json.dumps({"recipe": {"model": "other"}}), "utf-8")
-    with pytest.raises(ValueError, match="trained on other: it is no adapter of spare"):
+    said = (run / BASE).read_text("utf-8")
+    (run / BASE).write_text("others", "utf-8")
+    with pytest.raises(ValueError, match="trained on other weights than those in"):
         add_adapters(folder, recipe(run))
-    (run / "training.json").write_text(json.dumps({"recipe": {"model": "spare"}}), "utf-8")
+    (run / BASE).unlink()
+    with pytest.raises(ValueError, match="holds no adapter: train it first"):
+        add_adapters(folder, recipe(run))
+    (run / BASE).write_text(said, "utf-8")
     for file in run.glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(ValueError, match="holds no adapter"):
+    with pytest.raises(ValueError, match="no or several adapters"):
         add_adapters(folder, recipe(run))
     assert not (folder / "adapters").exists()
 

@@ -12,7 +12,7 @@ from zoo.adapt.formats import locate
 from zoo.adapt.lora import LoRA
 from zoo.adapt.prefix import Prefix
 from zoo.adapt.report import Report
-from zoo.adapt.words import Reader, Word, teach
+from zoo.adapt.words import Reader, Word, check, teach
 from zoo.interface import Adaptable, TextEncoder
 
 
@@ -20,7 +20,8 @@ class Adaptive:
     """Adapters are loaded once and asked for in each call; words are taught, and prompts say them."""
 
     text_encoder: TextEncoder
-    shipped: Mapping[str, Path]  # folders of the adapters that came with the model, by name
+    name: str
+    shipped: Mapping[str, files.Shipped]  # adapters that came with the model, by name
     _adapters: Adapters
 
     def load_adapter(self, source: str | Path, *, name: str | None = None) -> str | None:
@@ -51,18 +52,20 @@ class Adaptive:
         """Load a LoRA; it acts in the calls that ask for it, `pipe(prompt, adapters={name: 0.8})`, and in no others.
 
         source: the name of one that came with the model, a file or folder in any of the layouts of
-        `zoo.adapt.formats`, a hub id, one file of a hub repository (`owner/name/file`), or LoRAs by part. A word that
-        was learned with it and lies in the same folder is taught as well. name: the file's unless given. partial: load
-        what fits. Returns the report on the file.
+        `zoo.adapt.formats`, a hub id, one file of a hub repository (`owner/name/file`), or LoRAs by part. Of a name, a
+        folder or a hub id, the word that was learned with it is taught as well, for good: see `load_word`. name: the
+        file's unless given. partial: load what fits. Returns the report on the file.
 
         Raises:
             ValueError: a name that is taken, a damaged file, or one that does not fit; the message names the keys.
         """
         if isinstance(source, Mapping):
             return self._adapters.load_lora(source, name)
-        place = self._place(source)
-        report = self._adapters.load_lora(place, name, partial=partial)
-        self._learn_words(place)
+        path = locate(self._place(source))
+        word = self._word_beside(source, path)
+        report = self._adapters.load_lora(path, name or files.stem(source), partial=partial)
+        if word is not None:
+            self.load_word(word)
         return report
 
     def load_prefix(self, source: str | Path | Mapping[str, Prefix], *, name: str | None = None) -> None:
@@ -73,9 +76,11 @@ class Adaptive:
         """
         if isinstance(source, Mapping):
             return self._adapters.load_prefix(source, name)
-        place = self._place(source)
-        self._adapters.load_prefix(locate(place), name or files.stem(source))
-        self._learn_words(place)
+        path = locate(self._place(source))
+        word = self._word_beside(source, path)
+        self._adapters.load_prefix(path, name or files.stem(source))
+        if word is not None:
+            self.load_word(word)
 
     def load_word(self, source: str | Path | Word) -> str:
         """Teach the text encoder a word that was learned (`zoo.adapt.words`): prompts that say it mean it from now on.
@@ -91,20 +96,24 @@ class Adaptive:
 
     def _place(self, source: str | Path) -> str | Path:
         """Where an adapter is: one that came with the model is known by its name."""
-        if isinstance(source, str) and source in self.shipped:
-            return self.shipped[source]
-        if isinstance(source, str) and self.shipped and not Path(source).exists() and "/" not in source:
-            known = ", ".join(sorted(self.shipped))
-            raise ValueError(
-                f"there is no adapter {source!r}: give a file, a folder, a hub id (owner/name), or one of "
-                f"those that came with the model: {known}"
-            )
-        return source
+        if isinstance(source, Path) or "/" in source or Path(source).exists():
+            return source
+        if source in self.shipped:
+            return self.shipped[source].checked()
+        came = ", ".join(sorted(self.shipped)) or "none"
+        raise ValueError(
+            f"there is no adapter {source!r}: give a file, a folder or a hub id (owner/name), or one of those that "
+            f"came with {self.name}: {came}"
+        )
 
-    def _learn_words(self, place: str | Path) -> None:
-        """Teach the word that lies in an adapter's folder."""
-        if (Path(place) / files.WORD).is_file():
-            self.load_word(Path(place) / files.WORD)
+    def _word_beside(self, source: str | Path, path: Path) -> Word | None:
+        """The word that was learned with an adapter and lies in its folder; none where only its file was asked for."""
+        file = path.parent / files.WORD
+        if str(source).endswith(path.name) or not file.is_file():
+            return None
+        word = Word.load(file)
+        check(cast(Reader, self.text_encoder), word)
+        return word
 
     def adaptable(self) -> dict[str, Adaptable]:
         """The networks that adapters can be trained for and loaded into, by the names that their files use."""
@@ -120,7 +129,7 @@ class Adaptive:
         Raises:
             ValueError: the file cannot be read.
         """
-        return self._adapters.report(source)
+        return self._adapters.report(self._place(source))
 
     def merge(self, adapters: str | Choice) -> None:
         """Fold adapters into the weights, in place of those merged before: they act in every call and cost nothing.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
@@ -13,6 +14,26 @@ LORA, PREFIX, WORD = (
     Path("prefix.safetensors"),
     Path("word.safetensors"),
 )  # as training leaves them
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """An adapter that came with a model: its folder, and the SHA-256 of its files by their paths."""
+
+    folder: Path
+    sums: Mapping[Path, str]
+
+    def checked(self) -> Path:
+        """The folder.
+
+        Raises:
+            ValueError: a file is missing or changed.
+        """
+        from zoo import tensors
+
+        for path, expected in self.sums.items():
+            tensors.check_sum(path, expected)
+        return self.folder
 
 
 class Loader(Protocol):

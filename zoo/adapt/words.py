@@ -100,13 +100,28 @@ def teach(encoder: Reader, word: Word) -> None:
     """Put the word into the encoder's table for good. Not while calls run.
 
     Raises:
-        ValueError: the piece is none that the tokenizer keeps free, the row is of another width, or the piece stands
-            for another word already.
+        ValueError: as `check` does.
     """
+    check(encoder, word)
     identity = _check(encoder, word)
     for table in _tables(encoder):
         table.weight[identity] = word.row.to(table.weight)
     encoder.tokenizer.words[word.name] = word.piece
+
+
+def check(encoder: Reader, word: Word) -> None:
+    """Look whether a word can be taught.
+
+    Raises:
+        ValueError: the piece is none that the tokenizer keeps free, the row is of another width, or the piece stands
+            for another word, or for this one as it was learned elsewhere: what was drawn with that would change.
+    """
+    identity, table = _check(encoder, word), _tables(encoder)[0].weight
+    if encoder.tokenizer.words.get(word.name) == word.piece and not torch.equal(table[identity], word.row.to(table)):
+        raise ValueError(
+            f"{word.name!r} is known already, as it was learned with another adapter: load this one into a pipeline of "
+            "its own"
+        )
 
 
 def _check(encoder: Reader, word: Word) -> int:

@@ -71,9 +71,7 @@ class Models:
         for name in self.names:
             if name not in registry.PUBLISHED and not _is_hub_id(name):
                 registry.find(name)  # a wrong name is told before anybody waits for it
-        self.adapters = {
-            name: name for model in self.names for name in registry.list_adapters(model)
-        }  # sources by name
+        self.adapters = {name: name for model in self.names for name in _shipped(model)}  # sources by name
         for source in adapters:
             if files.stem(source) in self.adapters:
                 raise ValueError(f"two adapters are called {files.stem(source)!r}: rename the file {source}")
@@ -96,6 +94,14 @@ class Models:
 
                 self._loaded[name] = Model(load(name, device=self._device))
             return self._loaded[name]
+
+
+def _shipped(model: str) -> list[str]:
+    """Adapters that come with a model; none of one that cannot be read, which is told when it is loaded."""
+    try:
+        return registry.list_adapters(model)
+    except ValueError:
+        return []
 
 
 def label(name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.diffusion.denoiser import Denoiser, clean
+from zoo.diffusion.guidance import check_interval
 from zoo.diffusion.ports import join
 from zoo.diffusion.samplers import boundary
 from zoo.diffusion.schedule import Schedule
@@ -45,10 +46,12 @@ def loss(
     generator: fixes times, noise and guidance; the same on every device if it is a CPU generator.
 
     Raises:
-        ValueError: a student without guidance as an input or a teacher with it, schedules that differ, or a skip that
-            does not lead from one time of the grid to another.
+        ValueError: a student without guidance as an input or a teacher with it, schedules that differ, an
+            interval that is none, or a skip that does not lead from one time of the grid to another.
     """
     low, high = _check(student, teacher, skip)
+    if interval is not None:
+        check_interval(interval)
     batch, source = x0.shape[0], x0.device if generator is None else generator.device
     times = make_grid(teacher.schedule, TIMES, "lcm").t[:-1]
     t = times[torch.randint(TIMES, (batch,), generator=generator, device=source).cpu()]
@@ -109,7 +112,7 @@ def check_skip(schedule: Schedule, skip: int) -> None:
 def _within(interval: tuple[float, float], level: Tensor) -> Tensor:
     """Whether each sample's noise level, broadcast over its data, lies in an interval: bool [batch]."""
     flat = level.flatten()
-    return (flat >= interval[0]) & (flat <= interval[1])
+    return (flat > interval[0]) & (flat <= interval[1])
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:

@@ -69,6 +69,12 @@ def guided(denoiser: Denoiser, conditioning: Conditioning, null: Conditioning | 
     return predict
 
 
+def check_interval(interval: tuple[float, float]) -> None:
+    """Raises ValueError unless low < high."""
+    if not interval[0] < interval[1]:
+        raise ValueError(f"the guidance interval is (low, high) with low < high in sigma / alpha, got {interval}")
+
+
 def rescaled(raw: Tensor, given: Tensor, share: float) -> Tensor:
     """`raw` with each image's standard deviation brought a `share` of the way to that of `given` (arXiv 2305.08891).
 
@@ -111,10 +117,8 @@ def _check(sampling: Sampling) -> None:
         raise ValueError(f"guidance is a finite number (1 is off), got {sampling.guidance}")
     if not 0 <= sampling.rescale <= 1:
         raise ValueError(f"guidance rescale is a share in [0, 1], got {sampling.rescale}")
-    if sampling.interval is not None and not sampling.interval[0] < sampling.interval[1]:
-        raise ValueError(
-            f"the guidance interval is (low, high) with low < high in sigma / alpha, got {sampling.interval}"
-        )
+    if sampling.interval is not None:
+        check_interval(sampling.interval)
     if sampling.threshold is not None and not 0 < sampling.threshold <= 1:
         raise ValueError(f"threshold is a quantile in (0, 1] (1 clips) or None, got {sampling.threshold}")
     if sampling.cap is not None and not sampling.cap >= 1:

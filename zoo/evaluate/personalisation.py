@@ -87,8 +87,14 @@ class Drawn:
 
 
 def asked(subject: str = P7_PROMPT) -> list[Asked]:
-    """50 prompts of "a P7 car", and what else they say: background (the night is new to it), style, size, neighbour."""
-    thing = subject.removeprefix("a ")
+    """50 prompts of "a P7 car", and what else they say: background (the night is new to it), style, size, neighbour.
+
+    Raises:
+        ValueError: a subject that does not begin with "a".
+    """
+    article, _, thing = subject.partition(" ")
+    if article != "a" or not thing:
+        raise ValueError(f'{subject!r} cannot be put into the prompts: expected "a" and a thing, such as {P7_PROMPT!r}')
     found = [
         (
             f"a {size} {thing} on a {ground} background".replace("  ", " ") + (f", {style}" if style else ""),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo import config as configs
 from zoo.diffusion import consistency
 from zoo.diffusion.denoiser import Denoiser
+from zoo.diffusion.guidance import check_interval
 from zoo.interface import Sampling
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
@@ -39,6 +40,8 @@ class LcmRecipe(LatentRecipe):
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
+        if self.interval is not None:
+            check_interval(self.interval)
         low, high = self.guidance_range
         if not low <= self.guidance <= high:
             raise ValueError(f"guidance = {self.guidance:g} of the sample grid is outside guidance_range {low, high}")

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import nn
 
 from zoo import config as configs
-from zoo import registry
+from zoo import registry, tensors
 from zoo.adapt import lora, prefix, words
 from zoo.adapt.adapters import Adapters
 from zoo.adapt.files import LORA, PREFIX, WORD
@@ -31,6 +31,7 @@ from zoo.config import ROLES, Role
 from zoo.interface import Adaptable, Decoder, Generator, TextEncoder
 from zoo.pipeline import Pipeline
 from zoo.text.named import NamedModel
+from zoo.train.cache import fingerprint
 from zoo.train.recipe import RecipeError, Table, nearest
 from zoo.weights import save_model
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 Method: TypeAlias = Literal["lora", "prefix", "lora+prefix", "textual-inversion", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
+BASE = Path("base.txt")  # which weights an adapter was trained on
 PROJECTIONS = r"re:(.*\.)?(to_[qkv]|to_out|[qkv]_proj|out_proj|[qkvo])"  # of attention, in all families and text towers
 
 
@@ -77,6 +79,12 @@ class FullTable(Table):
     parts: tuple[Role, ...] = Field(("generator",), min_length=1)
 
 
+def weights_of(pipe: Pipeline) -> str:
+    """Names all weights of a pipeline's three parts."""
+    parts = [getattr(pipe, role) for role in ROLES]
+    return fingerprint(*(tensors.fingerprint(part.state_dict()) for part in parts if isinstance(part, nn.Module)))
+
+
 def networks(pipe: Pipeline, target: str) -> dict[str, tuple[Role, Adaptable]]:
     """The networks that a part's name or its role stands for, by their names in adapter files.
 
@@ -99,7 +107,7 @@ class Trained:
     of it a call asks for by name."""
 
     def __init__(self, recipe: AdapterRecipe, pipe: Pipeline) -> None:
-        self.recipe, self.pipe = recipe, pipe
+        self.recipe, self.pipe, self.base = recipe, pipe, weights_of(pipe)
         self.roles: set[Role] = set()
         self.strengths: dict[str, float] = {}
         kinds = {"lora": self._lora, "prefix": self._prefix, "textual-inversion": self._word, "full": self._full}
@@ -181,7 +189,8 @@ class Trained:
         return nn.ModuleDict(chosen)
 
     def export(self, average: nn.Module, folder: Path) -> None:
-        """The files of what was trained; `average` has the shape of `model`."""
+        """The files of what was trained, and which weights they adapt; `average` has the shape of `model`."""
+        (folder / BASE).write_text(self.base + "\n", "utf-8")
         parts = cast(Mapping[str, nn.Module], average)
         if "lora" in parts:
             write(folder / LORA, cast("Mapping[str, lora.LoRA]", parts["lora"]), dtype=torch.float16)

@@ -19,9 +19,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from zoo import tensors
 from zoo.adapt import active
-from zoo.config import ROLES
 from zoo.data.folder import METADATA, ImageFolder
 from zoo.data.folder import Picture as Captioned
 from zoo.diffusion.objective import loss as objective
@@ -31,7 +29,7 @@ from zoo.loading import load
 from zoo.pipeline import BATCH, Pipeline
 from zoo.train.cache import Array, filled, fingerprint, root
 from zoo.train.learners import Learner, learners
-from zoo.train.methods import FullTable, LoRATable, Method, PrefixTable, Trained, WordTable
+from zoo.train.methods import FullTable, LoRATable, Method, PrefixTable, Trained, WordTable, weights_of
 from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Metrics, Task, grid, to_float
 from zoo.train.task import Image as Sample
@@ -52,6 +50,12 @@ class PriorTable(Table):
     @property
     def on(self) -> bool:
         return bool(self.prompts) and self.weight > 0
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if len(self.prompts) > self.pictures:
+            raise ValueError(f"{self.pictures} class pictures are too few for {len(self.prompts)} prompts of them")
+        return self
 
 
 class AdapterRecipe(Recipe):
@@ -268,9 +272,7 @@ def of_class(prior: PriorTable) -> list[str]:
 def class_pictures(pipe: Pipeline, prior: PriorTable, side: int) -> Array:
     """What the model itself draws, each prompt in turn, uint8 [pictures, side, side, 3]; drawn once, and then kept."""
     prompts = of_class(prior)
-    parts = [getattr(pipe, role) for role in ROLES]
-    weights = [tensors.fingerprint(part.state_dict()) for part in parts if isinstance(part, nn.Module)]
-    name = fingerprint(*weights, *prior.prompts, prior.pictures, prior.steps, pipe.defaults, side, PRIOR_SEED)
+    name = fingerprint(weights_of(pipe), *prior.prompts, prior.pictures, prior.steps, pipe.defaults, side, PRIOR_SEED)
     starts = range(0, prior.pictures, BATCH)
 
     def drawn() -> Iterator[Array]:

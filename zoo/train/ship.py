@@ -19,11 +19,14 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 from zoo import config as configs
 from zoo import tensors, weights
 from zoo.adapt.files import LORA
+from zoo.adapt.formats import locate
 from zoo.clip import Clip
-from zoo.config import AdapterConfig, Defaults, ModelConfig, PartConfig, Role
+from zoo.config import AdapterConfig, Defaults, ModelConfig, PartConfig, Role, SharedName
+from zoo.loading import load
 from zoo.train.checkpoint import replacing
 from zoo.train.loop import STORY, cost
 from zoo.train.measure import MEASURES, Measuring, measure
+from zoo.train.methods import BASE, weights_of
 from zoo.train.recipe import read_toml
 
 TRAINED: Mapping[Role, tuple[str, ...]] = {  # trainings whose results are in a part of a base
@@ -77,7 +80,7 @@ class ShipRecipe(Measuring):
     decoder: Source
     image_encoder: bool = False  # does the model look at pictures, by the whole CLIP that its text encoder is part of?
     variants: Mapping[Role, Mapping[str, Source]] = {}
-    adapters: Mapping[str, Adapter] = {}  # trained on the model as it ships, and so added to it later
+    adapters: Mapping[SharedName, Adapter] = {}  # trained on the model as it ships, and so added to it later
     bits: Literal[8, 16] = 16  # of each weight
     out: Path = Path("weights")
     defaults: Defaults = Defaults()
@@ -138,19 +141,20 @@ def assemble(recipe: ShipRecipe) -> Path:
 
 
 def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
-    """Put what the runs of the recipe's adapters left beside the model that they were trained on, in as many bits.
+    """Put what the runs of the recipe's adapters left beside the model that they were trained on; LoRAs in `bits`.
 
     Raises:
         ValueError: a run left nothing that can be added, or was of another model.
     """
     told = {}
+    weighed = weights_of(load(folder, device="cpu"))
     for name, adapter in recipe.adapters.items():
-        trained_on = json.loads((adapter.run / STORY).read_text("utf-8"))["recipe"]["model"]
-        if trained_on != recipe.name:
-            raise ValueError(f"{adapter.run} was trained on {trained_on}: it is no adapter of {recipe.name}")
-        files = sorted(adapter.run.glob("*.safetensors"))
-        if not files:
+        if not (adapter.run / BASE).is_file():
             raise ValueError(f"{adapter.run} holds no adapter: train it first")
+        if (adapter.run / BASE).read_text("utf-8").strip() != weighed:
+            raise ValueError(f"{adapter.run} was trained on other weights than those in {folder}: train it again")
+        locate(adapter.run)  # there is one that `load_adapter` finds
+        files = sorted(adapter.run.glob("*.safetensors"))
         place = folder / configs.ADAPTERS / name
         with replacing(place) as temporary:
             temporary.mkdir(parents=True)

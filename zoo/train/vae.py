@@ -40,13 +40,17 @@ class VaeRecipe(Recipe):
     adversarial: float = Field(0.0, ge=0)  # weight of the discriminator's verdict; 0 trains none
     adversarial_from: float = Field(0.8, ge=0, le=1)  # progress at which it sets in
     train: Literal["whole", "decoder"] = "whole"  # the decoder alone: latents stay those of `init`, generators fit on
-    noise: float = Field(0.0, ge=0)  # largest deviation of noise on latents of unit variance: generators err a little
+    noise: float = Field(
+        0.0, ge=0
+    )  # largest deviation of noise on latents, as a share of theirs: generators err a little
     like: Path | None = None  # an exported VAE whose generators are to go on in these latents: see `standardise`
 
     @model_validator(mode="after")
     def _decoder_of_something(self) -> Self:
         if self.train == "decoder" and self.init is None:
             raise ValueError("train = 'decoder' needs init = ..., the folder of the VAE whose latents are kept")
+        if self.train == "decoder" and self.like is not None:
+            raise ValueError("train = 'decoder' keeps the latents of init as they are: leave out like")
         return self
 
 
@@ -85,6 +89,8 @@ class VaeTask(Task[VaeRecipe]):
             self.like = None if recipe.like is None else load(recipe.like)
         except ValueError as error:
             raise RecipeError(str(error)) from None
+        if self.like is not None and not _comparable(self.config, self.like.config):
+            raise RecipeError(f"like = {recipe.like} has latents of another shape than the recipe's model")
 
     def build(self) -> nn.Module:
         vae = VAE(self.config)
@@ -118,7 +124,7 @@ class VaeTask(Task[VaeRecipe]):
             latents = posterior.sample(torch.randn_like(posterior.mean))
         if recipe.noise:
             deviation = recipe.noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-            latents = latents + deviation / vae.config.scaling_factor * torch.randn_like(latents)
+            latents = latents + deviation * posterior.mean.detach().std() * torch.randn_like(latents)
         made = vae.decode(latents).float()
         l1, edges = F.l1_loss(made, images), _edges(made, images)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -188,8 +194,8 @@ def standardise(vae: VAE, images: Tensor, like: VAE | None = None) -> None:
     small would drown in it first; one scaling factor for all of them cannot mend that. Does nothing without the two.
 
     like: a VAE whose latents generators know already. The channels then get the covariance of its own, and are turned
-    to be as near to them as that lets them be (orthogonal Procrustes), so that those generators have less to learn
-    anew. Turned axes would correlate the posterior's deviations; it keeps their mean over the images instead.
+    to be as near to them as that lets them be, but for the mean (orthogonal Procrustes), so that those generators have
+    less to learn anew. Turned axes would correlate the posterior's deviations; it keeps their mean over the images.
     """
     inward, outward = vae.quant_conv, vae.post_quant_conv
     if not isinstance(inward, nn.Conv2d) or not isinstance(outward, nn.Conv2d):
@@ -224,7 +230,13 @@ def _turned(latents: Tensor, theirs: Tensor) -> Tensor:
 
 def _power(covariance: Tensor, exponent: float) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors @ (values.pow(exponent)[:, None] * vectors.T)
+    return vectors @ (values.clamp(min=1e-12).pow(exponent)[:, None] * vectors.T)
+
+
+def _comparable(mine: VAEConfig, theirs: VAEConfig) -> bool:
+    """Whether two VAEs have latents of one shape, and this one the convolutions that can turn its own."""
+    alike = (mine.latent_channels, mine.downsampling) == (theirs.latent_channels, theirs.downsampling)
+    return alike and mine.quant_conv and mine.post_quant_conv
 
 
 def _rows(parts: Sequence[Tensor]) -> Tensor:
