@@ -24,6 +24,7 @@ from zoo.adapt.lora import LoRA
 from zoo.adapt.words import Word
 from zoo.config import ROLES
 from zoo.data.folder import ImageFolder
+from zoo.data.scenes import COLOURS, SHAPES, Description, Item, is_heldout
 from zoo.imagen.parts import CascadeDecoder
 from zoo.pipeline import Pipeline
 from zoo.train import RecipeError, adapters, run
@@ -33,6 +34,8 @@ from zoo.train.optimise import optimiser
 from zoo.train.personalise import AdapterRecipe, AdapterTask, exchanged, views
 from zoo.train.recipe import read_toml, validate
 from zoo.weights import save_model
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings("ignore::zoo.text.tokenizer.UnknownWords")
 
@@ -550,3 +553,13 @@ def test_recipes_that_cannot_be(home: Path, overrides: list[str], said: str) -> 
     with pytest.raises(RecipeError, match=said):
         run(home / "recipe.toml", [*overrides, f"out={home / 'unfit'}"], device="cpu")
     assert not (home / "unfit").exists()
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("p7-*.toml")), ids=lambda path: path.stem)
+def test_class_pictures_show_nothing_that_is_held_out(recipe: Path) -> None:
+    prompts = read_toml(recipe)["prior"]["prompts"]
+    kept = [
+        f"{colour} {shape}" for colour in COLOURS for shape in SHAPES if is_heldout(Description((Item(shape, colour),)))
+    ]
+    assert kept
+    assert not [(prompt, said) for prompt in prompts for said in kept if said in prompt]

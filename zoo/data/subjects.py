@@ -22,7 +22,7 @@ from zoo.data.artwork import Artwork, Field, Part, box, cut, disc, polygon, stro
 from zoo.data.captions import Language, caption
 from zoo.data.draw import Figure, render
 from zoo.data.folder import METADATA
-from zoo.data.scenes import BACKGROUNDS, COLOURS, GAP, INDISTINCT, Description, Item, Placed, Scene
+from zoo.data.scenes import BACKGROUNDS, COLOURS, GAP, INDISTINCT, Description, Item, Placed, Scene, is_heldout
 
 P7 = "p7"
 P7_PROMPT, P7_CLASS = "a P7 car", "a car"
@@ -229,13 +229,15 @@ def draw_creature(scene: Scene, size: int = SIDE) -> NDArray[np.uint8]:
 def creature_pictures(count: int = CREATURE_PICTURES, seed: int = 0) -> list[tuple[str, NDArray[np.uint8]]]:
     """Captions, in English and Chinese by turns, and pictures; creatures in turn, colours and backgrounds at random.
 
-    A caption says what it would of the world's own object with a face, as a cartoon: the style is in the pictures.
+    A caption says what it would of the world's own object with a face, as a cartoon: the style is in the pictures. No
+    colour of an object is shown that is held out of training.
     """
     rng = np.random.default_rng([seed, 8])
     made = []
     for index in range(count):
         shape, background = CREATURES[index % len(CREATURES)], str(rng.choice(BACKGROUNDS))
-        colour = str(rng.choice([c for c in COLOURS if (c, background) not in INDISTINCT and c != "black"]))
+        shown = [c for c in COLOURS if c != "black" and not is_heldout(Description((Item(shape, c),)))]
+        colour = str(rng.choice([c for c in shown if (c, background) not in INDISTINCT]))
         thing = _somewhere(shape, colour, float(rng.uniform(0.6, 0.8)), rng)
         said = Description((Item(shape, colour),), background=background, style="cartoon", face=True)
         picture = draw_creature(Scene((thing,), background, "cartoon", face=True))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 import torch
 from torch import Tensor
 
-from zoo.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Description, Item
+from zoo.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Description, Item, is_heldout
 from zoo.data.subjects import P7_CLASS, P7_PROMPT
 from zoo.evaluate.checker import Reading, Seen, judge, read
 from zoo.evaluate.judged import Pipe, draw_and_judge
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Asked: TypeAlias = tuple[str, Description]
 CLASS_SEED = 50_000
-NEIGHBOURS = 14
+PROMPTS = 50
 SHOWN = (0, 5, 8, 16, 21, 35, 36, 37, 38, 39)  # of the prompts, on a sheet
 COLUMNS = ("fidelity", "alignment", "both", "leak", "diversity", "others", "forgotten")
 
@@ -103,10 +103,13 @@ def asked(subject: str = P7_PROMPT) -> list[Asked]:
         for style, size, ground in product(("", "cartoon"), ("", *SIZES), BACKGROUNDS)
     ]
     others = [shape for shape in SHAPES if shape != "car"]
-    for i in range(NEIGHBOURS):  # steps without a common divisor: many shapes, in many colours, on all sides
+    i = 0
+    while len(found) < PROMPTS:  # steps without a common divisor: many shapes, in many colours, on all sides
         relation, shape, colour = RELATIONS[i % 4], others[7 * i % len(others)], COLOURS[3 * i % len(COLOURS)]
         scene = Description((Item("car"), Item(shape, colour)), relation=relation)
-        found.append((f"a {thing} {relation} {'an' if colour == 'orange' else 'a'} {colour} {shape}", scene))
+        if not is_heldout(scene):  # what the model itself was never shown is no measure of what it learns now
+            found.append((f"a {thing} {relation} {'an' if colour == 'orange' else 'a'} {colour} {shape}", scene))
+        i += 1
     return found
 
 
