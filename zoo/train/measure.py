@@ -164,7 +164,7 @@ def gates(folder: Path, pipe: Pipeline) -> dict[str, JsonValue]:
 def _write(sheet: Image.Image, path: Path) -> None:
     """In a quarter of a PNG's size, without a difference that is seen: models are shipped with their pictures."""
     with replacing(path) as temporary:
-        sheet.save(temporary, format="WEBP", quality=95, method=6)
+        sheet.save(temporary, format="WEBP", quality=90, method=6)
 
 
 def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:
