@@ -143,3 +143,14 @@ def test_a_wheel_in_an_environment_of_its_own_draws_the_same_picture(pipe: Pipel
     subprocess.run([str(python), "-c", script], check=True, cwd=tmp_path)
     theirs = torch.load(tmp_path / "picture.pt", weights_only=True)
     assert (theirs - pipe("a red star", n=1, seed=3, progress=False).tensor).abs().max() <= STEP
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if configs.read(SHIPPED / name).adapters])
+def test_adapters_that_come_along_show(name: str) -> None:
+    pipe = zoo.load(name, device="cpu")
+    settings: Any = {"n": 1, "steps": 4, "progress": False}
+    for adapter, said in configs.read(SHIPPED / name).adapters.items():
+        assert sum((SHIPPED / name / file).stat().st_size for file in said.files) < 1e6
+        pipe.load_adapter(adapter)
+        plain, adapted = (pipe(said.prompt, adapters=one, **settings).tensor for one in ({}, {adapter: 1.0}))
+        assert (plain - adapted).abs().mean() > 0.02

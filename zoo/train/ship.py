@@ -221,12 +221,12 @@ def _tell_sharers(shelf: Path, shared: str) -> None:
 def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
     """What each part has cost, with what it began with: steps, images seen, minutes."""
     said: dict[str, JsonValue] = {}
-    bases = ((role, getattr(recipe, role)) for role in configs.ROLES)
-    for role, source in bases:
+    for role in configs.ROLES:
+        source = getattr(recipe, role)
         if isinstance(source, Source) and source.base is not None:
             theirs = configs.read(recipe.out / source.base).training
             said |= {part: told for part, told in theirs.items() if part in TRAINED[role]}
-        if source.upsamplers is not None:
+        if isinstance(source, Source) and source.upsamplers is not None:
             stages = configs.read(recipe.out / source.upsamplers).training
             said |= {part: told for part, told in stages.items() if part == "super-resolution"}
     for source in recipe.sources:
