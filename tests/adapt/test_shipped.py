@@ -75,6 +75,13 @@ def test_it_is_known_by_its_name(run: Path) -> None:
     assert pipe.load_adapter("zip", name="again") == "again"
 
 
+def test_a_name_comes_before_a_folder_that_happens_to_be_called_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added(run)
+    monkeypatch.chdir(run)
+    (run / "zip").mkdir()
+    assert zoo.load("spare", device="cpu").load_adapter("zip") == "zip"
+
+
 def test_a_wrong_name_is_told_those_there_are(run: Path) -> None:
     added(run)
     with pytest.raises(ValueError, match="no adapter 'zap'.*came with spare: zip"):

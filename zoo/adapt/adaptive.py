@@ -96,10 +96,10 @@ class Adaptive:
 
     def _place(self, source: str | Path) -> str | Path:
         """Where an adapter is: one that came with the model is known by its name."""
+        if isinstance(source, str) and source in self.shipped:
+            return self.shipped[source].checked()
         if isinstance(source, Path) or "/" in source or Path(source).exists():
             return source
-        if source in self.shipped:
-            return self.shipped[source].checked()
         came = ", ".join(sorted(self.shipped)) or "none"
         raise ValueError(
             f"there is no adapter {source!r}: give a file, a folder or a hub id (owner/name), or one of those that "
