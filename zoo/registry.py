@@ -142,6 +142,11 @@ def models() -> dict[str, Path]:
     return found
 
 
+def _is_own(folder: Path) -> bool:
+    """Whether a folder is a model as this library writes it, and no published checkpoint."""
+    return (folder / CONFIG).is_file() and not (folder / INDEX).is_file()
+
+
 def _is_model(config: Path) -> bool:
     """Whether it is a model's config: shelves also hold single parts that models share, under configs of their own."""
     try:
@@ -169,8 +174,7 @@ def list_adapters(model: str) -> list[str]:
     from zoo import config
 
     folder = models().get(model, Path(model))
-    own = (folder / CONFIG).is_file() and not (folder / INDEX).is_file()
-    return list(config.read(folder).adapters) if own else []
+    return list(config.read(folder).adapters) if _is_own(folder) else []
 
 
 def describe(name: str) -> str:
@@ -235,8 +239,7 @@ def can_edit(folder: Path) -> bool:
     """
     from zoo import config
 
-    own = (folder / CONFIG).is_file() and not (folder / INDEX).is_file()
-    return own and config.read(folder).image_encoder is not None
+    return _is_own(folder) and config.read(folder).image_encoder is not None
 
 
 def clip() -> Path:

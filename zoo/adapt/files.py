@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 Kind: TypeAlias = Literal["lora", "prefix", "word"]
-LORA, PREFIX, WORD = (
-    Path("lora.safetensors"),
-    Path("prefix.safetensors"),
-    Path("word.safetensors"),
-)  # as training leaves them
+# As training leaves them:
+LORA, PREFIX, WORD = Path("lora.safetensors"), Path("prefix.safetensors"), Path("word.safetensors")
 
 
 @dataclass(frozen=True)

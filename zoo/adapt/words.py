@@ -102,15 +102,14 @@ def teach(encoder: Reader, word: Word) -> None:
     Raises:
         ValueError: as `check` does.
     """
-    check(encoder, word)
-    identity = _check(encoder, word)
+    identity = check(encoder, word)
     for table in _tables(encoder):
         table.weight[identity] = word.row.to(table.weight)
     encoder.tokenizer.words[word.name] = word.piece
 
 
-def check(encoder: Reader, word: Word) -> None:
-    """Look whether a word can be taught.
+def check(encoder: Reader, word: Word) -> int:
+    """Look whether a word can be taught; returns which row of the table would be its own.
 
     Raises:
         ValueError: the piece is none that the tokenizer keeps free, the row is of another width, or the piece stands
@@ -122,6 +121,7 @@ def check(encoder: Reader, word: Word) -> None:
             f"{word.name!r} is known already, as it was learned with another adapter: load this one into a pipeline of "
             "its own"
         )
+    return identity
 
 
 def _check(encoder: Reader, word: Word) -> int:

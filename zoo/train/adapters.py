@@ -15,8 +15,7 @@ from zoo.data.subjects import P7_CLASS
 from zoo.evaluate.judged import Pipe
 from zoo.evaluate.personalisation import Contestant, Sizes, compare, strip, table
 from zoo.loading import load
-
-STORY = "training.json"
+from zoo.train.loop import STORY
 
 
 def opened(folder: Path, name: str, model: str | None = None, device: str = "auto") -> Contestant:

@@ -40,9 +40,7 @@ class VaeRecipe(Recipe):
     adversarial: float = Field(0.0, ge=0)  # weight of the discriminator's verdict; 0 trains none
     adversarial_from: float = Field(0.8, ge=0, le=1)  # progress at which it sets in
     train: Literal["whole", "decoder"] = "whole"  # the decoder alone: latents stay those of `init`, generators fit on
-    noise: float = Field(
-        0.0, ge=0
-    )  # largest deviation of noise on latents, as a share of theirs: generators err a little
+    noise: float = Field(0.0, ge=0)  # largest deviation of noise on latents, a share of theirs: generators err a little
     like: Path | None = None  # an exported VAE whose generators are to go on in these latents: see `standardise`
 
     @model_validator(mode="after")
