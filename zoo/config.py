@@ -37,6 +37,7 @@ class PartConfig(Strict):
     files: dict[InnerPath, Sha256] = {}
     folder: InnerPath = "."  # where below the model folder the part's own folders lie
     shared: SharedName | None = None  # the neighbouring folder that holds the files instead: parts used by many models
+    lora: InnerPath | None = None  # one of the files: a LoRA that is added to the weights for good
     upsamplers: PartConfig | None = None  # of an unclip-decoder: the cascade whose stages come after its own
 
 
@@ -46,6 +47,7 @@ class AdapterConfig(Strict):
     summary: str
     prompt: str
     files: dict[InnerPath, Sha256]
+    training: dict[str, JsonValue] = {}  # by part of a recipe: steps, images seen, minutes
 
 
 class Defaults(Strict):

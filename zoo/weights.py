@@ -21,6 +21,7 @@ import torch
 from pydantic import JsonValue, ValidationError
 
 from zoo import model_card, tensors
+from zoo.adapt.adapters import fold
 from zoo.config import FILE, Defaults, ModelConfig, PartConfig
 from zoo.interface import Decoder, Generator, TextEncoder
 
@@ -91,6 +92,8 @@ def load_part(folder: Path, config: PartConfig) -> Part:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"the arguments of {config.kind!r} in {folder / FILE} are not valid: {faults}") from error
+    if config.lora is not None:
+        fold(part, folder / config.lora)
     if config.upsamplers is None:
         return part
     cascade = load_part(own, config.upsamplers)

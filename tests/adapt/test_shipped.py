@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from zoo.adapt.lora import LoRA, Target
 from zoo.adapt.prefix import Prefix
 from zoo.adapt.words import Word
 from zoo.app.models import Models
+from zoo.train.loop import STORY
 from zoo.train.methods import BASE, weights_of
 from zoo.train.ship import Adapter, ShipRecipe, add_adapters
 
@@ -37,6 +39,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(folder / "lora.safetensors", {"unet": lora})
     Word("Zip", "<new0>", torch.randn(32)).save(folder / "word.safetensors")
     (folder / BASE).write_text(weights_of(zoo.load("spare", device="cpu")), "utf-8")
+    story = {"recipe": {"part": "adapter"}, "before": {}, "step": 3, "images": 24, "minutes": 0.5}
+    (folder / STORY).write_text(json.dumps(story), "utf-8")
     return folder
 
 

@@ -73,6 +73,19 @@ def test_what_is_left_open_is_not_judged() -> None:
     assert set(verdict.facets) == {"whole", "count", "shape"}
 
 
+@pytest.mark.parametrize(("one", "other"), [("red", "orange"), ("pink", "purple"), ("green", "blue")])
+@pytest.mark.parametrize("style", ["plain", "cartoon"])
+def test_a_body_that_shades_off_into_another_colour_is_flawed(one: str, other: str, style: str) -> None:
+    """Nobody has said its colour, but an object has one."""
+    pictures = [
+        render(Scene((Placed("butterfly", colour, 0.5, 0.5, 0.7),), "white", style, False)) for colour in (one, other)
+    ]
+    share = np.linspace(-0.5, 1.5, 64).clip(0, 1)[None, :, None]
+    shaded = (pictures[0] * (1 - share) + pictures[1] * share).round().astype(np.uint8)
+    right = [judge(picture, Description((Item("butterfly"),))).ok for picture in (*pictures, shaded)]
+    assert right == [True, True, False]
+
+
 def test_relations_are_told_apart() -> None:
     picture = render(CAR_AND_TREE)
     car, tree = Item("car"), Item("tree")

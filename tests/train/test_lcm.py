@@ -14,12 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import zoo
+from zoo.adapt.files import LORA as LORA_FILE
 from zoo.diffusion.noise import ImageNoise
 from zoo.interface import Conditioning, Sampling
-from zoo.stable_diffusion.parts import UNET, LatentGenerator
+from zoo.stable_diffusion.parts import UNET, LatentGenerator, VaeDecoder
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import RecipeError, checkpoint, lcm, run
+from zoo.train import RecipeError, checkpoint, lcm, run, vae
+from zoo.train.methods import BASE, weights_of
 from zoo.train.task import Batch
+from zoo.weights import save_model
 
 pytestmark = pytest.mark.usefixtures("same_cache")
 
@@ -41,6 +45,9 @@ workers = 1
 """
 
 
+LORA = LCM.replace('"lcm"', '"lcm-lora"').replace("guidance_width = 16", "rank = 2")
+
+
 @pytest.fixture(scope="module")
 def teacher(home: Path) -> Path:
     """A folder that a run of the part "unet" exported."""
@@ -48,6 +55,7 @@ def teacher(home: Path) -> Path:
         patch.setenv("ZOO_CACHE", str(home / "cache"))
         patch.setattr("zoo.train.cache.PROBED", 2)
         (home / "lcm.toml").write_text(LCM, encoding="utf-8")
+        (home / "lcm-lora.toml").write_text(LORA, encoding="utf-8")
         frozen = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}"]
         return run(home / "unet.toml", [f"out={home / 'teacher'}", "judged=0", *frozen], device="cpu").folder
 
@@ -55,6 +63,14 @@ def teacher(home: Path) -> Path:
 @pytest.fixture
 def overrides(home: Path, teacher: Path) -> list[str]:
     return [f"teacher={teacher}", f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}"]
+
+
+@pytest.fixture(scope="module")
+def model(home: Path, teacher: Path) -> Path:
+    """The same teacher as the generator of a model folder."""
+    parts = ClipTextEncoder.load(home / "text"), generator(teacher), VaeDecoder(vae.load(home / "vae" / "final"))
+    save_model(home / "model", *parts, family="Stable Diffusion", resolution=(64, 64))
+    return home / "model"
 
 
 def generator(folder: Path) -> LatentGenerator:
@@ -99,25 +115,34 @@ def test_a_student_begins_as_its_teacher(home: Path, teacher: Path, overrides: l
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize("kind", [lcm.LcmTask, lcm.LcmLoraTask])
 def test_a_resumed_distillation_is_the_uninterrupted_one_bit_for_bit(
-    home: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[lcm.LcmTask | lcm.LcmLoraTask],
+    home: Path,
+    model: Path,
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The target is part of a checkpoint as well: it is the loop's average."""
-    plain = lcm.LcmTask.batch
+    plain = kind.batch
 
     def interrupted(task: lcm.LcmTask, step: int, rng: np.random.Generator) -> Batch:
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(task, step, rng)
 
+    recipe = home / "lcm.toml"
+    if kind is lcm.LcmLoraTask:
+        recipe, overrides = home / "lcm-lora.toml", [f"teacher={model}", *overrides[1:]]
     whole, halves = [*overrides, f"out={tmp_path / 'whole'}"], [*overrides, f"out={tmp_path / 'halves'}"]
-    run(home / "lcm.toml", whole, device="cpu")
+    run(recipe, whole, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(lcm.LcmTask, "batch", interrupted)
-        stopped = run(home / "lcm.toml", halves, device="cpu")
+        patch.setattr(kind, "batch", interrupted)
+        stopped = run(recipe, halves, device="cpu")
     assert not stopped.finished
     assert 0 < stopped.step < 6
-    assert run(home / "lcm.toml", halves, device="cpu", resume=True).finished
+    assert run(recipe, halves, device="cpu", resume=True).finished
     one, two = (load_file(checkpoint.found(tmp_path / name / "checkpoints")[0]) for name in ("whole", "halves"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -132,6 +157,51 @@ def test_the_target_is_the_running_average(home: Path, overrides: list[str], tmp
     paths = [checkpoint.found(summary.folder.parent / "checkpoints")[0] for summary in runs]
     one, two = (load_file(path)["model.network.stem.weight"] for path in paths)
     assert not torch.equal(one, two)  # the average is not only what ships: it moved the student
+
+
+def test_a_lora_is_distilled_and_draws_in_single_calls(
+    home: Path, model: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"teacher={model}", *overrides[1:], f"out={tmp_path / 'out'}"]
+    summary = run(home / "lcm-lora.toml", settings, device="cpu")
+    assert (tmp_path / "out" / "samples" / "00000006.png").is_file()
+    pipe = zoo.load(model, device="cpu")
+    assert (summary.folder / BASE).read_text("utf-8").strip() == weights_of(pipe)  # the teacher is as it was
+
+    asked = {"n": 1, "seed": [0, 1], "steps": 4, "sampler": "lcm", "spacing": "lcm", "progress": False}
+    plain = pipe(["a red star", "a blue star"], guidance=1.0, **asked).tensor
+    pipe.load_lora(summary.folder, name="lcm")
+    assert pipe.adapters()["lcm"].modules["unet"] > 10
+    calls = list[int]()
+    network = pipe.generator.denoiser.network  # type: ignore[attr-defined]
+    network.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    made = pipe(["a red star", "a blue star"], guidance=1.0, adapters={"lcm": 1.0}, **asked).tensor
+    assert calls == [2] * 4
+    assert not torch.equal(made, plain)
+
+    again = run(
+        home / "lcm-lora.toml",
+        [*settings[:-1], f"out={tmp_path / 'again'}", f"init={summary.folder}", "steps=1", "optimiser.lr=1e-12"],
+        device="cpu",
+    )
+    one, two = (load_file(folder / LORA_FILE) for folder in (summary.folder, again.folder))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("teacher=nowhere", "teacher = nowhere: "),
+        ('layers=["nothing"]', "'nothing' matches none"),
+        ("compile=true", "compile = true does not go with a LoRA"),
+        ("guidance_width=16", "unknown key guidance_width"),
+    ],
+)
+def test_recipes_of_loras_that_cannot_be(
+    home: Path, model: Path, overrides: list[str], tmp_path: Path, override: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        run(home / "lcm-lora.toml", [f"teacher={model}", *overrides[1:], f"out={tmp_path}", override], device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,21 @@ def test_latents_are_turned_towards_those_that_generators_know() -> None:
     assert posterior.logvar.isfinite().all()
 
 
+def test_hues_are_turned_around_gray_in_a_share_of_the_pictures() -> None:
+    torch.manual_seed(0)
+    red = torch.tensor([0.6, -0.8, -0.8])[:, None, None].expand(400, 3, 1, 1)  # 0.8, 0.1, 0.1 of 1
+    turned = (vae._turned_hues(red, 0.5).flatten(1) + 1) / 2
+    other = turned[(turned - turned.new_tensor([0.8, 0.1, 0.1])).abs().amax(1) > 1e-6]
+
+    assert 150 < len(other) < 250
+    assert set(other.argmax(1).tolist()) == {0, 1, 2}  # now red, now green, now blue
+    assert (other.sum(1) < 1.14).all()  # no lighter than before, but for what is clipped
+    assert (other.sum(1) > 0.5 - 1e-3).all()
+    gray = torch.full((1, 3, 2, 2), 0.4)
+    shades = (vae._turned_hues(gray, 1.0).flatten(1) + 1) / 2
+    torch.testing.assert_close(shades, shades[:, :1].expand_as(shades))  # gray stays gray
+
+
 def test_the_discriminator_judges_but_is_not_judged() -> None:
     judge = vae.Discriminator(8)
     real, made = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16, requires_grad=True)
@@ -113,7 +128,7 @@ def test_cached_rows_belong_together(home: Path) -> None:
     pictures = cache.scenes(cache.SceneData(scenes=8, size=64, workers=1))
     text = ClipTextEncoder.load(home / "text")
     with torch.no_grad():
-        (rows,) = text_to_image.captioned(pictures, text, 2, 0.3, pooled=False)
+        (rows,) = text_to_image.captioned(pictures, text, 2, 0.3, 0.7, pooled=False)
     assert rows.shape == (16, 64, 16)
     rng = np.random.default_rng([5, 1, 7])
     said = caption(pictures.scenes[5], "zh", rng, bool(rng.random() < 0.3))

@@ -12,11 +12,14 @@ from pydantic import ValidationError
 
 import zoo
 from zoo import config as configs
+from zoo.adapt.formats import write
+from zoo.adapt.lora import LoRA
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
 from zoo.train.lcm import load_teacher
+from zoo.train.methods import weights_of
 from zoo.train.recipe import read_toml
-from zoo.train.ship import ShipRecipe, assemble
+from zoo.train.ship import ShipRecipe, Source, add_adapters, assemble
 
 ROOT = Path(__file__).parents[2]
 BEFORE = {"step": 2, "images": 64, "minutes": 0.25}
@@ -76,6 +79,54 @@ def test_eight_bits_draw_nearly_the_same(recipe: ShipRecipe) -> None:
     assert sizes[1] < 0.75 * sizes[0], "small tensors and the header weigh much here"
     drawn = [zoo.load(folder, device="cpu")("a red star", n=2, progress=False).tensor for folder in (whole, small)]
     assert 0 < float((drawn[0] - drawn[1]).abs().mean()) < 0.1
+
+
+@pytest.fixture
+def on_a_lora(recipe: ShipRecipe, tmp_path: Path) -> ShipRecipe:
+    """A model that is tiny with one of its adapters, which a distillation left."""
+    tiny, run = recipe.out / "tiny", tmp_path / "lora"
+    pipe = zoo.load(tiny, device="cpu")
+    network = pipe.generator.denoiser.network  # type: ignore[attr-defined]
+    lora = LoRA.build(network, ["*"])
+    torch.manual_seed(0)
+    for layer in lora.layers.values():
+        torch.nn.init.normal_(layer.up, std=0.1)
+    run.mkdir()
+    write(run / "lora.safetensors", {"unet": lora})
+    (run / "base.txt").write_text(weights_of(pipe), "utf-8")
+    (run / "training.json").write_text(json.dumps(RUN | {"recipe": {"part": "lcm-lora"}}), "utf-8")
+    adapters = {"lcm": {"run": run, "summary": "Few steps.", "prompt": "a red star"}}
+    add_adapters(tiny, ShipRecipe.model_validate(recipe.model_dump() | {"name": "tiny", "adapters": adapters}))
+    said = recipe.model_dump() | {"generator": {"base": "tiny", "adapter": "lcm"}}
+    return ShipRecipe.model_validate(said | {"defaults": recipe.defaults.model_copy(update={"guidance": 1.0})})
+
+
+def test_a_model_may_be_another_with_one_of_its_adapters_folded_in(on_a_lora: ShipRecipe) -> None:
+    folder, asked = assemble(on_a_lora), {"n": 2, "progress": False}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "README.md"}
+    config = configs.read(folder)
+    assert config.generator.lora == "adapters/lcm/lora.safetensors"
+    assert config.training["lcm-lora"] == {"step": 9, "images": 288, "minutes": 0.75}
+
+    pipe, base = zoo.load(folder, device="cpu"), zoo.load(on_a_lora.out / "tiny", device="cpu")
+    assert pipe.adapters() == {}
+    settings = {"steps": 4, "sampler": "lcm", "spacing": "lcm", "guidance": 1.0}
+    plain = base("a red star", **asked, **settings).tensor
+    base.load_lora("lcm")
+    beside = base("a red star", adapters={"lcm": 1.0}, **asked, **settings).tensor
+    torch.testing.assert_close(pipe("a red star", **asked).tensor, beside, rtol=0, atol=1e-4)
+    assert (beside - plain).abs().max() > 0.01
+
+
+def test_a_model_on_an_adapter_needs_that_adapter(on_a_lora: ShipRecipe) -> None:
+    folder, tiny = assemble(on_a_lora), on_a_lora.out / "tiny"
+    with pytest.raises(ValueError, match=r"no adapter 'other' comes with tiny \(there are: lcm\)"):
+        assemble(on_a_lora.model_copy(update={"generator": Source(base="tiny", adapter="other")}))
+    with pytest.raises(ValidationError, match="of which model"):
+        Source(adapter="lcm")
+    (tiny / "adapters" / "lcm" / "lora.safetensors").unlink()
+    with pytest.raises(ValueError, match="lora.safetensors"):
+        zoo.load(folder, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion-small", "stable-diffusion-small-lcm", "imagen-small"])

@@ -64,14 +64,7 @@ class Adapters:
         return self._networks(self._parts)
 
     def _networks(self, roles: Iterable[str]) -> dict[str, Adaptable]:
-        found: dict[str, Adaptable] = {}
-        for role in roles:
-            part = self._parts[role]
-            if isinstance(part, Adapted):
-                found |= part.adaptable
-            elif isinstance(part, nn.Module):
-                found[role] = Adaptable(part, {})
-        return found
+        return {name: network for role in roles for name, network in _networks(role, self._parts[role]).items()}
 
     def report(self, source: str | Path) -> Report:
         """What a LoRA file would do here; nothing is loaded."""
@@ -195,6 +188,23 @@ class Adapters:
         if name not in self._loaded:
             raise ValueError(f"no adapter {name!r} is loaded; there are: {', '.join(self._loaded) or 'none'}")
         return self._loaded[name]
+
+
+def fold(part: object, path: Path) -> None:
+    """Add a LoRA file to the weights of a part for good: nothing is kept of what they were.
+
+    Raises:
+        ValueError: the file is damaged, or does not match the part wholly.
+    """
+    networks = _networks("part", part)
+    for name, loras in load(path, networks)[0].items():
+        lora.fold(networks[name].module, loras)
+
+
+def _networks(role: str, part: object) -> Mapping[str, Adaptable]:
+    if isinstance(part, Adapted):
+        return part.adaptable
+    return {role: Adaptable(part, {})} if isinstance(part, nn.Module) else {}
 
 
 class Chosen:

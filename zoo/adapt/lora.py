@@ -138,6 +138,25 @@ def inject(module: nn.Module, lora: LoRA, name: str) -> Injection:
         ValueError: the network lacks a module that the LoRA names, one has another shape, or there is an adapter of
             this name already.
     """
+    return Injection(name, _pairs(module, lora, name))
+
+
+@torch.no_grad()
+def fold(module: nn.Module, lora: LoRA) -> None:
+    """Add a LoRA to the weights of the modules that it names, for good; `Injection.merge` can be undone.
+
+    Raises:
+        ValueError: as `inject`.
+    """
+    for base, layer in _pairs(module, lora, "to fold"):
+        _add(base, layer)
+
+
+def _add(base: nn.Linear | nn.Conv2d, layer: LowRank, strength: float = 1.0) -> None:
+    base.weight.copy_(base.weight.float() + strength * layer.change().to(base.weight.device))
+
+
+def _pairs(module: nn.Module, lora: LoRA, name: str) -> list[tuple[nn.Linear | nn.Conv2d, LowRank]]:
     bases, faults = adaptable(module), []
     for where, layer in lora.layers.items():
         base = bases.get(where)
@@ -150,7 +169,7 @@ def inject(module: nn.Module, lora: LoRA, name: str) -> Injection:
             faults.append(f"{where} has an adapter called {name!r} already")
     if faults:
         raise ValueError(f"LoRA {name!r} does not fit {type(module).__name__}: {'; '.join(faults)}")
-    return Injection(name, [(bases[where], layer) for where, layer in lora.layers.items()])
+    return [(bases[where], layer) for where, layer in lora.layers.items()]
 
 
 class _Beside:
@@ -199,9 +218,8 @@ class Injection:
             raise ValueError(f"adapter {self.name!r} is merged already, with strength {self.merged:g}")
         self._unhook()
         for base, layer in self._pairs:
-            weight = base.weight
-            self._originals.append(weight.detach().clone())
-            weight.copy_(weight.float() + strength * layer.change().to(weight.device))
+            self._originals.append(base.weight.detach().clone())
+            _add(base, layer, strength)
             _MERGED.setdefault(base, []).append(self)
         self.merged = strength
 

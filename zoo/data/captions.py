@@ -26,6 +26,7 @@ from zoo.data.scenes import (
 
 Language: TypeAlias = Literal["en", "zh"]
 Rng: TypeAlias = np.random.Generator
+COLOURED_SHARE = 0.7  # of partial captions
 FULL_SHARE = 0.7  # full captions train far better than short ones (papers: PRX, arXiv 2310.00426)
 
 PLURAL = {"butterfly": "butterflies", "cross": "crosses", "fish": "fish"}
@@ -68,38 +69,42 @@ EN_COUNT = {1: "one", 2: "two", 3: "three", 4: "four"}
 ZH_COUNT = {1: "一", 2: "两", 3: "三", 4: "四"}
 
 
-def caption(said: Scene | Description, language: Language, rng: Rng, full: bool | None = None) -> str:
+def caption(
+    said: Scene | Description, language: Language, rng: Rng, full: bool | None = None, coloured: float = COLOURED_SHARE
+) -> str:
     """One phrasing of a scene or a description.
 
-    A description is said whole. Of a scene, `full` says everything, False leaves facets open at random, and None does
-    either (70 % full). The plain style and the absence of a face are defaults that are mostly left unsaid.
+    A description is said whole. Of a scene, `full` says everything, False leaves facets open at random (its colours but
+    for a share of `coloured`), and None does either (70 % full). The plain style and the absence of a face are defaults
+    that are mostly left unsaid.
     """
     if isinstance(said, Scene):
         said = said.describe()
         if not (rng.random() < FULL_SHARE if full is None else full):
-            said = partial(said, rng)
+            said = partial(said, rng, coloured)
     elif full is False:
-        said = partial(said, rng)
+        said = partial(said, rng, coloured)
     if said.style == "plain" and rng.random() < 0.7:
         said = replace(said, style=None)
     return (_english if language == "en" else _chinese)(said, rng)
 
 
-def partial(description: Description, rng: Rng) -> Description:
+def partial(description: Description, rng: Rng, coloured: float = COLOURED_SHARE) -> Description:
     """The same description with facets left open at random; what is there, and how many, stays said.
 
     Half of them are terse, with neither size nor background, style or face: so people write, and so models are asked.
+    A share of `coloured` says the objects' colours.
     """
     terse = rng.random() < 0.5
 
     def keep(value: str | None, share: float) -> str | None:
         return value if rng.random() < share else None
 
-    coloured = rng.random() < 0.7
+    named = rng.random() < coloured
     if terse:
-        bare = tuple(Item(item.shape, item.colour if coloured else None) for item in description.items)
+        bare = tuple(Item(item.shape, item.colour if named else None) for item in description.items)
         return Description(bare, description.count, keep(description.relation, 0.6))
-    items = tuple(replace(i, colour=i.colour if coloured else None, size=keep(i.size, 0.4)) for i in description.items)
+    items = tuple(replace(i, colour=i.colour if named else None, size=keep(i.size, 0.4)) for i in description.items)
     return replace(
         description,
         items=items,

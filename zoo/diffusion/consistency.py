@@ -32,24 +32,26 @@ def loss(
     null: Conditioning,
     *,
     skip: int = 20,
+    guidance: tuple[float, float] | None = None,
     interval: tuple[float, float] | None = None,
     huber: float | None = 0.001,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean distance of student and target for x0 [batch, ...] at random times and guidance, a scalar in float32.
 
-    student, target: take guidance as an input, which is drawn evenly from the student's `guidance_range`.
+    student, target: may take guidance as an input; they are then told what the teacher is guided with.
     teacher: takes none; it is guided away from `null` (one sample, or one per sample).
+    guidance: the scales that it is guided with, drawn evenly; None is the student's `guidance_range`.
     skip: how far in time the teacher's step goes; more means fewer steps to learn across, and larger errors of each.
     interval: the noise levels, sigma / alpha, at which the teacher is guided (arXiv 2404.07724); None is all of them.
     huber: the width in which the pseudo-Huber distance is quadratic (arXiv 2310.14189); None is the squared error.
     generator: fixes times, noise and guidance; the same on every device if it is a CPU generator.
 
     Raises:
-        ValueError: a student without guidance as an input or a teacher with it, schedules that differ, an
-            interval that is none, or a skip that does not lead from one time of the grid to another.
+        ValueError: a teacher with guidance as an input, no guidance or one outside the student's range, schedules that
+            differ, an interval that is none, or a skip that does not lead from one time of the grid to another.
     """
-    low, high = _check(student, teacher, skip)
+    low, high = _check(student, teacher, skip, guidance)
     if interval is not None:
         check_interval(interval)
     batch, source = x0.shape[0], x0.device if generator is None else generator.device
@@ -57,13 +59,13 @@ def loss(
     t = times[torch.randint(TIMES, (batch,), generator=generator, device=source).cpu()]
     end = (t - skip).clamp(min=0)
     noise = torch.randn(x0.shape, generator=generator, device=source).to(x0)
-    guidance = low + (high - low) * torch.rand(batch, generator=generator, device=source).to(x0.device)
-    told = replace(conditioning, guidance=guidance)
+    scale = low + (high - low) * torch.rand(batch, generator=generator, device=source).to(x0.device)
+    told = conditioning if student.guidance_range is None else replace(conditioning, guidance=scale)
 
     alpha, sigma = student.levels(t, x0)
     x = alpha * x0 + sigma * noise
     with torch.no_grad():
-        acted = guidance if interval is None else torch.where(_within(interval, sigma / alpha), guidance, 1.0)
+        acted = scale if interval is None else torch.where(_within(interval, sigma / alpha), scale, 1.0)
         reached = step(teacher, x, t, end, conditioning, null, acted)
         aim = estimate(target, reached, end, told).float()
     difference = estimate(student, x, t, told).float() - aim
@@ -120,13 +122,19 @@ def _like(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
-def _check(student: Denoiser, teacher: Denoiser, skip: int) -> tuple[float, float]:
-    if student.guidance_range is None or teacher.guidance_range is not None:
+def _check(
+    student: Denoiser, teacher: Denoiser, skip: int, guidance: tuple[float, float] | None
+) -> tuple[float, float]:
+    if teacher.guidance_range is not None:
+        raise ValueError(f"the teacher takes guidance as an input, of {teacher.guidance_range}: it is itself distilled")
+    low, high = guidance or student.guidance_range or (1.0, 0.0)
+    least, most = student.guidance_range or (low, high)
+    if not least <= low <= high <= most:
         raise ValueError(
-            "the student takes guidance as an input and the teacher does not; their guidance ranges are "
-            f"{student.guidance_range} and {teacher.guidance_range}"
+            f"guidance={guidance} of the teacher, where the student takes {student.guidance_range or 'none'} as an "
+            "input: give the lowest and the highest scale, within those"
         )
     if student.schedule != teacher.schedule:
         raise ValueError(f"the student's schedule is {student.schedule}, the teacher's {teacher.schedule}")
     check_skip(teacher.schedule, skip)
-    return student.guidance_range
+    return low, high

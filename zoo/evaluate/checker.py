@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FACETS = ("shape", "colour", "size", "count", "relation", "background", "style", "face", "whole")
-"""What a verdict speaks of. `whole` is never said: objects are complete and, if their colour is said, of one colour."""
+"""What a verdict speaks of. `whole` is never said: objects are complete, and of one colour."""
 
 LARGE = 0.485  # extent from which an object is large: halfway between the largest small and the smallest large one
 LEAST_SPAN = 11  # pixels across below which a thing is a stray speck, not an object
@@ -28,6 +28,7 @@ ERROR = {"plain": 0.05, "cartoon": 0.065, "sketch": 0.17}  # unexplained share o
 LOOSE = {"plain": 0.014, "cartoon": 0.016, "sketch": 0.037}
 SPOT = {"plain": 0.1, "cartoon": 0.1, "sketch": 0.12}
 FOREIGN = {"plain": 0.1, "cartoon": 0.1, "sketch": 0.25}
+TINGED = 12.0  # RGB distance; drawn scenes, also blurred, noisy and wobbly ones, stay below 7
 STRETCH = exp(0.25)
 BREAK = 4  # pixels at most between the pieces of one object
 CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2), (0.5, 4))  # where things that touch are cut: see `split`
@@ -126,6 +127,8 @@ def _flaw(best: Fit) -> str | None:
     style = best.kind.style
     if best.foreign > FOREIGN[style]:
         return "partly in another colour"
+    if best.tinged > TINGED:
+        return "of two colours"
     if best.error > ERROR[style] or best.loose > LOOSE[style] or best.spot > SPOT[style]:
         return "not a whole object"
     if not 1 / STRETCH < best.stretch < STRETCH:

@@ -18,6 +18,7 @@ CANDIDATES, WORSE, ROUNDS = 6, 3.5, 3
 SPOT = 1.5  # cells: a place in an object
 SHADES = np.array((1.0, 0.93, 0.86, 0.8))  # a blurred thin body is darker than its colour
 HAZE = 0.9  # cells: the blur whose share in a picture is fitted
+TINGE, LEAST_INSIDE = 1.5, 12  # cells: a patch of another hue is so wide; a body of fewer cells shows no hue
 BEND, BEND_OVER, BENDS = 1.2, 2.5, 1  # pixels at most, smooth over so many cells
 STIFFNESS = 400.0
 # A little resistance keeps what the picture leaves undecided (a circle's turn) where it is.
@@ -36,6 +37,7 @@ class Fit:
     loose: float  # the same, forgiving displacements of a cell
     spot: float  # the same where it is worst, as a share of how much the object stands out there
     foreign: float  # share of the body that has another colour
+    tinged: float  # how far a filled body strays from its one hue: RGB distance, shading left aside
     x: float
     y: float
     extent: float
@@ -165,9 +167,9 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
     tint, name = _tint(patch - layers[..., :3], layers[..., 3:], allowed)
     model = layers[..., :3] + layers[..., 3:] * tint
     if p.kinds[index].style == "sketch":
-        foreign = _foreign_line(tint, name, patch, behind, body)
+        foreign, tinged = _foreign_line(tint, name, patch, behind, body), 0.0
     else:
-        foreign = _foreign_fill(tint, name, patch, model, body)
+        foreign, tinged = _foreign_fill(tint, name, patch, model, body), _tinged(tint, patch, model, body)
     beyond = (_beyond(patch, model) ** 2 + _beyond(model, patch) ** 2).sum(2)
     return Fit(
         kind=p.kinds[index],
@@ -177,6 +179,7 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
         loose=float(beyond.sum()) / 2 / energy,
         spot=float(ndimage.gaussian_filter(beyond, SPOT).max()) * float(p.covered[index].sum()) / energy,
         foreign=foreign,
+        tinged=tinged,
         x=float(x / SIDE + p.centre[index, 0] * extent),
         y=float(y / SIDE + p.centre[index, 1] * extent),
         extent=extent,
@@ -219,6 +222,20 @@ def _foreign_fill(tint: Array, name: int, patch: Array, model: Array, body: Arra
     hues = np.concatenate([hues, 0.76 * hues])  # as they are, and as they are shaded
     others = np.linalg.norm(tint + off[:, None] - hues, axis=2).min(1)
     return float(body[inside][others + 10 < np.linalg.norm(off, axis=1)].sum() / max(body[inside].sum(), 1e-6))
+
+
+def _tinged(tint: Array, patch: Array, model: Array, body: Array) -> float:
+    """How far a filled body strays from its one hue, root mean square: an orange patch on a red wing."""
+    inside = (ndimage.minimum_filter(body, 3) > 0.5).astype(np.float32)
+    if inside.sum() < LEAST_INSIDE:
+        return 0.0
+    spread = ndimage.gaussian_filter(inside, TINGE)[..., None]
+    off = ndimage.gaussian_filter(_beyond(patch, model) * inside[..., None], (TINGE, TINGE, 0)) / np.maximum(
+        spread, 1e-3
+    )
+    hue = tint / np.linalg.norm(tint)
+    away = (off - (off @ hue)[..., None] * hue)[inside > 0]
+    return float(np.sqrt((away**2).sum(1).mean()))
 
 
 def _foreign_line(tint: Array, name: int, patch: Array, behind: Array, body: Array) -> float:

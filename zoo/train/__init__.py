@@ -28,6 +28,7 @@ PARTS = {
     "super-resolution": "zoo.train.pixels:StageTask",
     "map": "zoo.train.map:MapTask",
     "lcm": "zoo.train.lcm:LcmTask",
+    "lcm-lora": "zoo.train.lcm:LcmLoraTask",
     "adapter": "zoo.train.personalise:AdapterTask",
     "diffusion-prior": "zoo.train.prior:DiffusionPriorTask",
     "autoregressive-prior": "zoo.train.prior:AutoregressivePriorTask",

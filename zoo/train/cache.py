@@ -66,6 +66,18 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def related(self) -> Array:
+        """The rows whose scenes show one object beside another."""
+        return np.array([row for row, scene in enumerate(self) if scene.relation], np.int64)
+
+    def draw(self, count: int, relations: float, rng: np.random.Generator) -> Array:
+        """Random rows; a share of `relations` is drawn from `related` alone, since binding is learned last."""
+        if not relations:
+            return rng.integers(len(self), size=count)
+        related = rng.random(count) < relations
+        return np.where(related, rng.choice(self.related, count), rng.integers(len(self), size=count))
+
 
 def scenes(data: SceneData) -> Scenes:
     """The training scenes that `data` asks for, drawn now unless an earlier run drew them."""

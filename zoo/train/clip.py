@@ -83,7 +83,6 @@ class ClipTask(Task[ClipRecipe]):
         super().__init__(recipe, device)
         self.scenes = scenes(recipe.data)
         self.descriptions = [scene.describe() for scene in self.scenes.scenes]
-        self.related = np.flatnonzero([said.relation is not None for said in self.descriptions])
         self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), WINDOW)
         self.contrast = ClipLoss(cache_labels=True)
         self.locked = recipe.train == "vision"
@@ -122,13 +121,7 @@ class ClipTask(Task[ClipRecipe]):
         tensors.assign(_clip(model), weights, source=folder / "model.safetensors")
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
-        count = self.recipe.batch
-        rows = np.where(
-            rng.random(count) < self.recipe.relations,
-            rng.choice(self.related, count),
-            rng.integers(len(self.scenes), size=count),
-        )
-        batch = self._batch(rows, rng)
+        batch = self._batch(self.scenes.draw(self.recipe.batch, self.recipe.relations, rng), rng)
         if step % self.recipe.pictures_every:
             del batch["images"]
         return batch

@@ -1,90 +1,108 @@
 """Distilling a latent generator into one that draws in a few steps (latent consistency models, arXiv 2310.04378).
 
-The student begins as its teacher, with guidance as one input more; it learns on the teacher's cached latents and text.
+The student begins as its teacher and learns on the teacher's cached latents and text. It is a network of its own, with
+guidance as one input more (part "lcm"), or a LoRA beside the teacher's (part "lcm-lora", arXiv 2311.05556), which goes
+with other adapters of the teacher and acts out the guidance that it was distilled at.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from zoo import config as configs
+from zoo.adapt import active
+from zoo.adapt.files import LORA
+from zoo.adapt.formats import write
+from zoo.adapt.lora import LoRA, Target, inject
+from zoo.adapt.report import load as read_lora
 from zoo.diffusion import consistency
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import check_interval
-from zoo.interface import Sampling
+from zoo.interface import Conditioning, Sampling
+from zoo.loading import load
 from zoo.stable_diffusion.parts import LatentGenerator
-from zoo.stable_diffusion.unet import UNet
+from zoo.stable_diffusion.unet import UNet, UNetConfig
+from zoo.train.methods import BASE, weights_of
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Metrics
 from zoo.train.unet import LatentRecipe, LatentTask
 from zoo.weights import load_part
 
 
-class LcmRecipe(LatentRecipe):
-    """The recipe of a distillation. `ema` is the decay of the target, whose weights are also the finished ones."""
+class DistillationRecipe(LatentRecipe):
+    """What recipes of distillations share. `ema` is the decay of the target, whose weights are what is exported."""
 
     teacher: Path  # a model folder, or what a run of the part "unet" exported
     ema: float = Field(0.95, ge=0, lt=1)
-    guidance_range: tuple[float, float] = (1.0, 7.0)  # that the student learns to act out
     interval: tuple[float, float] | None = None  # noise levels at which its teacher is guided; None is all
-    guidance_width: int = Field(256, ge=4, multiple_of=2)  # of the waves that guidance is fed as
     skip: int = Field(20, ge=1)  # of 1000 times, what one step of the teacher spans: a multiple of 20
     huber: float | None = Field(0.001, gt=0)  # width of the distance's quadratic part; leave out for squared errors
     sample_steps: int = Field(4, ge=1, le=consistency.TIMES)  # of the sample grid
 
     @model_validator(mode="after")
-    def _in_range(self) -> Self:
+    def _interval(self) -> Self:
         if self.interval is not None:
             check_interval(self.interval)
+        return self
+
+
+class LcmRecipe(DistillationRecipe):
+    """The recipe of a student that is a network of its own."""
+
+    guidance_range: tuple[float, float] = (1.0, 7.0)  # that the student learns to act out
+    guidance_width: int = Field(256, ge=4, multiple_of=2)  # of the waves that guidance is fed as
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
         low, high = self.guidance_range
         if not low <= self.guidance <= high:
             raise ValueError(f"guidance = {self.guidance:g} of the sample grid is outside guidance_range {low, high}")
         return self
 
 
-class LcmTask(LatentTask[LcmRecipe]):
+class LcmLoraRecipe(DistillationRecipe):
+    """The recipe of a student that is a LoRA of its teacher, the generator of a model folder."""
+
+    guidance: float = Field(7.0, ge=0)  # of the teacher, which the student learns to act out
+    layers: tuple[str, ...] = ("*",)  # of the teacher's network that get a LoRA: patterns on their names
+    rank: int = Field(32, ge=1)
+    alpha: float | None = None  # None: as the rank
+
+
+DistillationT = TypeVar("DistillationT", bound=DistillationRecipe)
+
+
+class Distillation(LatentTask[DistillationT]):
     """The student is to say of a noisy latent what its running average says one step of the teacher later."""
 
-    recipe_type = LcmRecipe
-
-    def __init__(self, recipe: LcmRecipe, device: torch.device) -> None:
-        self.taught = load_teacher(recipe.teacher)
-        config = self.taught.config.unet.model_copy(update={"guidance_width": recipe.guidance_width})
-        super().__init__(recipe, device, config)
-        self.teacher = self.taught.denoiser.to(device).to(memory_format=self.layout)
+    def __init__(self, recipe: DistillationT, device: torch.device, taught: LatentGenerator, unet: UNetConfig) -> None:
+        self.taught = taught
+        super().__init__(recipe, device, unet)
+        self.teacher = taught.denoiser.to(device).to(memory_format=self.layout)
         self.target: Denoiser | None = None
 
-    def build(self) -> nn.Module:
-        teacher = self.taught.denoiser
-        network = UNet(self.unet)
-        fresh = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("guidance.")}
-        network.load_state_dict({name: tensor.cpu() for name, tensor in teacher.network.state_dict().items()} | fresh)
-        return Denoiser(network, teacher.schedule, teacher.prediction, teacher.variance, self.recipe.guidance_range)
-
-    def follow(self, average: nn.Module) -> None:
-        self.target = cast(Denoiser, average)
-
-    def compile(self, model: nn.Module) -> None:
-        for denoiser in (model, self.target, self.teacher):
-            super().compile(cast(Denoiser, denoiser))
-
-    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
-        assert self.target is not None  # the loop says so before the first step
+    def consistency(
+        self, student: Denoiser, batch: Batch, guidance: tuple[float, float] | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """The loss of a batch."""
+        assert self.target is not None  # the loop calls `follow` before the first step
         x0, text = self.clean(batch)
         value = consistency.loss(
-            cast(Denoiser, model),
+            student,
             self.target,
             self.teacher,
             x0,
             text,
             self.null,
             skip=self.recipe.skip,
+            guidance=guidance,
             interval=self.recipe.interval,
             huber=self.recipe.huber,
             generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step
@@ -112,6 +130,102 @@ class LcmTask(LatentTask[LcmRecipe]):
         super()._check()
 
 
+class LcmTask(Distillation[LcmRecipe]):
+    """A student that is told the guidance which it acts out."""
+
+    recipe_type = LcmRecipe
+
+    def __init__(self, recipe: LcmRecipe, device: torch.device) -> None:
+        taught = load_teacher(recipe.teacher)
+        unet = taught.config.unet.model_copy(update={"guidance_width": recipe.guidance_width})
+        super().__init__(recipe, device, taught, unet)
+
+    def build(self) -> nn.Module:
+        teacher = self.taught.denoiser
+        network = UNet(self.unet)
+        fresh = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("guidance.")}
+        network.load_state_dict({name: tensor.cpu() for name, tensor in teacher.network.state_dict().items()} | fresh)
+        return Denoiser(network, teacher.schedule, teacher.prediction, teacher.variance, self.recipe.guidance_range)
+
+    def follow(self, average: nn.Module) -> None:
+        self.target = cast(Denoiser, average)
+
+    def compile(self, model: nn.Module) -> None:
+        for denoiser in (model, self.target, self.teacher):
+            super().compile(cast(Denoiser, denoiser))
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        return self.consistency(cast(Denoiser, model), batch)
+
+
+class LcmLoraTask(Distillation[LcmLoraRecipe]):
+    """One network three times: alone it is the teacher, with the LoRA the student, with its average the target."""
+
+    recipe_type = LcmLoraRecipe
+
+    def __init__(self, recipe: LcmLoraRecipe, device: torch.device) -> None:
+        if recipe.compile:
+            raise RecipeError("compile = true does not go with a LoRA, which acts beside the network's own modules")
+        try:
+            pipe = load(recipe.teacher, device="cpu")
+        except ValueError as error:
+            raise RecipeError(f"teacher = {recipe.teacher}: {error}") from None
+        self.base = weights_of(pipe)
+        taught = distillable(pipe.generator, recipe.teacher)
+        ((self.name, network),) = taught.adaptable.items()
+        try:
+            targets = [Target(pattern=layer, rank=recipe.rank, alpha=recipe.alpha) for layer in recipe.layers]
+            self.fresh = LoRA.build(network.module.requires_grad_(False), targets, seed=recipe.seed)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+        super().__init__(recipe, device, taught, taught.config.unet)
+        self.student = self._acting("student")
+
+    def build(self) -> nn.Module:
+        inject(self.taught.denoiser.network, self.fresh, "student")
+        return self.fresh
+
+    def follow(self, average: nn.Module) -> None:
+        inject(self.taught.denoiser.network, cast(LoRA, average), "target")
+        self.target = self._acting("target")
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
+        return self.consistency(self.student, batch, (self.recipe.guidance,) * 2)
+
+    def start(self, model: nn.Module, folder: Path) -> None:
+        loras, _ = read_lora(folder / LORA, self.taught.adaptable)
+        model.load_state_dict(loras[self.name].state_dict())
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """lora.safetensors in half precision, and which model it is for."""
+        write(folder / LORA, {self.name: cast(LoRA, model)}, dtype=torch.float16)
+        (folder / BASE).write_text(self.base + "\n", "utf-8")
+
+    @property
+    def sampling(self) -> Sampling:
+        return replace(super().sampling, guidance=1.0)  # the student's is in what it learned
+
+    def _draw(self, model: nn.Module, text: Conditioning, seeds: list[int]) -> Tensor:
+        assert self.target is not None
+        return super()._draw(self.target, text, seeds)  # with the average, which `model` is
+
+    def _acting(self, name: str) -> Denoiser:
+        teacher = self.taught.denoiser
+        return Denoiser(Acting(teacher.network, name), teacher.schedule, teacher.prediction, teacher.variance)
+
+
+class Acting(nn.Module):
+    """A network beside which one of its adapters acts."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        with active.use({self.name: 1.0}):
+            return cast(Tensor, self.network(x, t, conditioning))
+
+
 def load_teacher(folder: Path) -> LatentGenerator:
     """The generator in a model folder, or in the folder that a training run exported.
 
@@ -126,6 +240,11 @@ def load_teacher(folder: Path) -> LatentGenerator:
             part = LatentGenerator.load(folder, said)
     except (OSError, ValueError) as error:
         raise RecipeError(f"no trained U-Net in teacher = {folder}: {error}") from None
+    return distillable(part, folder)
+
+
+def distillable(part: object, folder: Path) -> LatentGenerator:
+    """The part, if it can be a teacher. Raises RecipeError where it cannot."""
     if not isinstance(part, LatentGenerator) or part.config.guidance_range is not None:
         raise RecipeError(f"teacher = {folder} cannot be distilled: a latent generator is needed, itself not distilled")
     return part

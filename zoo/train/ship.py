@@ -50,10 +50,13 @@ class Source(BaseModel):
     shared: str | None = None
     upsamplers: str | None = None  # the shipped model whose cascade comes after a decoder of DALL-E 2, files shared
     base: str | None = None
+    adapter: SharedName | None = None  # of base: a LoRA that comes with it, which is this part's difference from it
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         own = [value is not None for value in (self.kind, self.run)]
+        if self.adapter is not None and self.base is None:
+            raise ValueError(f"adapter = {self.adapter!r} of which model? Say it with base")
         if any([*own, self.arguments, self.shared, self.upsamplers]) if self.base else not all(own):
             raise ValueError("say where the part comes from: either base, or both of kind and run")
         return self
@@ -162,15 +165,28 @@ def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
                 dtype = torch.int8 if recipe.bits == 8 and file.name == LORA.name else None
                 tensors.write(temporary / file.name, tensors.read(file), dtype, tensors.metadata(file))
         inside = {file.relative_to(folder).as_posix(): tensors.sha256(file) for file in sorted(place.iterdir())}
-        told[name] = AdapterConfig(summary=adapter.summary, prompt=adapter.prompt, files=inside)
+        story = json.loads((adapter.run / STORY).read_text("utf-8"))
+        told[name] = AdapterConfig(
+            summary=adapter.summary,
+            prompt=adapter.prompt,
+            files=inside,
+            training={story["recipe"]["part"]: dict(cost(story))},
+        )
     weights.write_config(folder, configs.read(folder).model_copy(update={"adapters": told}))
+    _tell_sharers(folder.parent, folder.name)
 
 
 def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | None = None) -> PartConfig:
     """A part's files, written into the model folder or the shared one, and its config."""
     if source.base is not None:
-        part = configs.read(folder.parent / source.base).part(role, variant)
-        return part.model_copy(update={"shared": part.shared or source.base})
+        base = configs.read(folder.parent / source.base)
+        part = base.part(role, variant)
+        if source.adapter is None:
+            return part.model_copy(update={"shared": part.shared or source.base})
+        held, lora = _adapter(base, source.adapter).files, f"{configs.ADAPTERS}/{source.adapter}/{LORA}"
+        if part.shared is not None or lora not in held:
+            raise ValueError(f"adapter {source.adapter!r} of {base.name} holds {', '.join(held)}: needed is {lora}")
+        return part.model_copy(update={"shared": source.base, "lora": lora, "files": {**part.files, lora: held[lora]}})
     assert source.kind is not None  # so the recipe promises
     assert source.run is not None
     dtype = torch.int8 if bits == 8 else torch.float16
@@ -193,6 +209,14 @@ def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | No
     return part.model_copy(update={"upsamplers": cascade.model_copy(update={"shared": source.upsamplers})})
 
 
+def _adapter(base: ModelConfig, name: str) -> AdapterConfig:
+    if name not in base.adapters:
+        raise ValueError(
+            f"no adapter {name!r} comes with {base.name} (there are: {', '.join(base.adapters) or 'none'})"
+        )
+    return base.adapters[name]
+
+
 def _exported(run: Path) -> dict[str, JsonValue]:
     """The arguments of the part that a training run exported."""
     said: dict[str, JsonValue] = json.loads((run / "config.json").read_text("utf-8"))
@@ -206,7 +230,8 @@ def _tell_sharers(shelf: Path, shared: str) -> None:
         more = part.upsamplers and told(part.upsamplers)
         if part.shared != shared:
             return part.model_copy(update={"upsamplers": more})
-        sums = {name: tensors.sha256(shelf / shared / name) for name in part.files}
+        sums = dict(part.files)  # what is gone keeps its sum, and loading tells
+        sums |= {name: tensors.sha256(path) for name in sums if (path := shelf / shared / name).is_file()}
         return part.model_copy(update={"files": sums, "upsamplers": more})
 
     for path in shelf.glob(f"*/{configs.FILE}"):
@@ -226,6 +251,8 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
         if isinstance(source, Source) and source.base is not None:
             theirs = configs.read(recipe.out / source.base).training
             said |= {part: told for part, told in theirs.items() if part in TRAINED[role]}
+            if source.adapter is not None:
+                said |= _adapter(configs.read(recipe.out / source.base), source.adapter).training
         if isinstance(source, Source) and source.upsamplers is not None:
             stages = configs.read(recipe.out / source.upsamplers).training
             said |= {part: told for part, told in stages.items() if part == "super-resolution"}

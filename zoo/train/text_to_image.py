@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.data.captions import Language, caption
+from zoo.data.captions import COLOURED_SHARE, Language, caption
 from zoo.diffusion.denoiser import Denoiser, Target
 from zoo.diffusion.objective import loss as objective
 from zoo.diffusion.schedule import Schedule
@@ -54,6 +54,8 @@ class TextRecipe(Recipe):
     data: SceneData = SceneData()
     captions: int = Field(2, ge=1)  # cached for each scene, in English and Chinese by turns
     full: float = Field(0.3, ge=0, le=1)  # share of captions that say everything; prompts mostly say little
+    coloured: float = Field(COLOURED_SHARE, ge=0, le=1)  # share of the other captions that say their objects' colours
+    relations: float = Field(0.0, ge=0, le=1)  # share of pictures drawn from those of two objects alone
 
 
 class PromptRecipe(TextRecipe):
@@ -108,7 +110,9 @@ class TextTask(Task[TextRecipeT]):
         self.scenes = scenes(recipe.data)
         # In the precision of training, which rounds what it is given in the same way.
         with self.autocast():
-            self.tokens, *vectors = captioned(self.scenes, self.text, recipe.captions, recipe.full, pooled=self.pooled)
+            self.tokens, *vectors = captioned(
+                self.scenes, self.text, recipe.captions, recipe.full, recipe.coloured, pooled=self.pooled
+            )
         if self.pooled:
             (self.vectors,) = vectors
 
@@ -119,7 +123,7 @@ class TextTask(Task[TextRecipeT]):
         model.get_submodule("network").compile()
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
-        return self.rows(rng.integers(len(self.scenes), size=self.recipe.batch), rng)
+        return self.rows(self.scenes.draw(self.recipe.batch, self.recipe.relations, rng), rng)
 
     def rows(self, rows: Array, rng: np.random.Generator) -> Batch:
         """The batch of these scenes, each with one of its captions."""
@@ -202,7 +206,9 @@ def all_of(text: Conditioning, batch: int) -> Conditioning:
 
 
 @torch.no_grad()
-def captioned(pictures: Scenes, text: TextEncoder, captions: int, full: float, *, pooled: bool) -> list[Array]:
+def captioned(
+    pictures: Scenes, text: TextEncoder, captions: int, full: float, coloured: float, *, pooled: bool
+) -> list[Array]:
     """Encoded captions, those of a scene in consecutive rows: their tokens, float16 [scenes * captions, length, width].
 
     `pooled`: and the text's vectors, float16 [scenes * captions, pooled]; both are made in one pass. Tokens that must
@@ -210,7 +216,7 @@ def captioned(pictures: Scenes, text: TextEncoder, captions: int, full: float, *
     """
 
     def encoded() -> Iterator[tuple[Array, ...]]:
-        coming = sentences(pictures, captions, full)
+        coming = sentences(pictures, captions, full, coloured)
         while chunk := list(islice(coming, CHUNK)):
             features = text.encode(chunk)
             words = features.tokens if features.mask is None else features.tokens * features.mask[..., None]
@@ -218,7 +224,7 @@ def captioned(pictures: Scenes, text: TextEncoder, captions: int, full: float, *
             yield tuple(part.half().cpu().numpy() for part in made if part is not None)
 
     spec, rows = text.produces, len(pictures) * captions
-    probe = islice(sentences(pictures, captions, full), PROBED)
+    probe = islice(sentences(pictures, captions, full, coloured), PROBED)
     name = fingerprint(pictures.folder.name, spec.space, precision(), captions, *probe)
     shapes: dict[Path, tuple[int, ...]] = {root() / f"text-{name}": (rows, spec.length or 0, spec.width)}
     if pooled:
@@ -226,12 +232,12 @@ def captioned(pictures: Scenes, text: TextEncoder, captions: int, full: float, *
     return filled_together(shapes, encoded(), what="encoding captions")
 
 
-def sentences(pictures: Scenes, captions: int, full: float) -> Iterator[str]:
+def sentences(pictures: Scenes, captions: int, full: float, coloured: float) -> Iterator[str]:
     """The captions of all scenes, those of a scene one after the other, in English and Chinese by turns."""
     for index, scene in enumerate(pictures):
         for which in range(captions):
             rng = np.random.default_rng([index, which, 7])
-            yield caption(scene, LANGUAGES[which % 2], rng, bool(rng.random() < full))
+            yield caption(scene, LANGUAGES[which % 2], rng, bool(rng.random() < full), coloured)
 
 
 def precision() -> str:

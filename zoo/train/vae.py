@@ -24,6 +24,7 @@ from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
 
 FRESH = 256  # scenes that PSNR and latent scale are measured on, drawn from a seed that training does not use
 SHOWN = 16
+DARKEST = 0.5  # of pictures in other hues, as a factor
 WEIGHTS = "model.safetensors"
 
 
@@ -41,6 +42,7 @@ class VaeRecipe(Recipe):
     adversarial_from: float = Field(0.8, ge=0, le=1)  # progress at which it sets in
     train: Literal["whole", "decoder"] = "whole"  # the decoder alone: latents stay those of `init`, generators fit on
     noise: float = Field(0.0, ge=0)  # largest deviation of noise on latents, a share of theirs: generators err a little
+    turned: float = Field(0.0, ge=0, le=1)  # share of pictures in hues that drawn scenes lack: see `_turned_hues`
     like: Path | None = None  # an exported VAE whose generators are to go on in these latents: see `standardise`
 
     @model_validator(mode="after")
@@ -115,6 +117,8 @@ class VaeTask(Task[VaeRecipe]):
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         recipe, vae = self.recipe, _vae(model)
         images = to_float(batch["images"], self.layout)
+        if recipe.turned:
+            images = _turned_hues(images, recipe.turned)
         if recipe.crop and progress < recipe.crop_until:
             images = _cropped(images, recipe.crop).contiguous(memory_format=self.layout)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -255,6 +259,21 @@ def _cropped(images: Tensor, size: int) -> Tensor:
     lefts = (centre % width - size // 2).clamp(0, width - size).tolist()
     windows = [image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)]
     return torch.stack(windows)
+
+
+def _turned_hues(images: Tensor, share: float) -> Tensor:
+    """A share of the images [batch, 3, height, width] in (-1, 1), their colours turned around gray and made darker.
+
+    Scenes have eight colours. A VAE that has seen no others draws the colour of a new subject as the nearest of them.
+    """
+    angle = 2 * torch.pi * torch.rand(len(images), 1, 1, device=images.device)
+    gray = torch.full((3, 3), 1 / 3, device=images.device)
+    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=images.device) / 3**0.5
+    turns = angle.cos() * (torch.eye(3, device=images.device) - gray) + gray + angle.sin() * axis  # Rodrigues
+    turns = turns * (DARKEST + (1 - DARKEST) * torch.rand_like(angle))
+    other = torch.einsum("bij,bjhw->bihw", turns, (images + 1) / 2).clamp(0, 1) * 2 - 1
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < share
+    return torch.where(chosen, other, images)
 
 
 def _edges(made: Tensor, images: Tensor) -> Tensor:
