@@ -34,7 +34,8 @@ def network() -> FusionGenerator:
 def test_a_generator_makes_pictures_of_its_size(network: FusionGenerator) -> None:
     made = network(fixed(3, 6), text(3))
     assert made.shape == (3, 3, SIDE, SIDE)
-    assert -1 < float(made.min()) < float(made.max()) < 1
+    assert made.isfinite().all()
+    assert made.std() > 0.01
 
 
 def test_it_hears_noise_and_text_each(network: FusionGenerator) -> None:

@@ -60,6 +60,14 @@ def test_it_draws_what_was_saved(vocabulary: bytes, draw: Draw) -> None:
     assert same(result.tensor, made(PINK, n=2, progress=False).tensor)
 
 
+def test_pictures_stay_within_range_wherever_the_network_goes(vocabulary: bytes) -> None:
+    encoder = text_encoder(vocabulary)
+    part = generator(encoder.produces)
+    part.network.head.bias.data.fill_(5.0)
+    data = Pipeline(encoder, part, CascadeDecoder())(PINK, n=1, progress=False).tensor
+    assert torch.equal(data, torch.ones_like(data))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
 def test_it_is_stored_small(vocabulary: bytes, draw: Draw, tmp_path: Path, dtype: torch.dtype) -> None:
     encoder = text_encoder(vocabulary)

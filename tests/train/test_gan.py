@@ -172,6 +172,7 @@ def test_it_trains_ships_and_draws(home: Path, recipe: Path, tmp_path: Path) -> 
         "text_encoder": {"kind": "clip-text", "run": tmp_path / "text", "arguments": {}},
         "generator": {"kind": "gan", "run": summary.folder},
         "decoder": {"kind": "cascade", "run": summary.folder, "arguments": {}},
+        "bits": 16,
         "out": tmp_path,
     }
     folder = assemble(ShipRecipe.model_validate(shipped))

@@ -2,11 +2,14 @@
 
     stem        a linear layer: the noise as the coarsest feature map
     levels      coarsest first: upsample; a fusion block; attention to the tokens where the level has it
-    head        leaky ReLU, 3x3 convolution, its channels as patches of pixels, tanh
+    head        leaky ReLU, 3x3 convolution, its channels as patches of pixels
 
 In fusion blocks, affine maps that noise and sentence determine act before every nonlinearity, two in a row before each
 convolution ("deep text-image fusion"). The paper's sentence is one vector; that levels may also attend to the words is
 XMC-GAN's (arXiv 2101.04702) and GigaGAN's (arXiv 2303.05511) way to which colour belongs to which object.
+
+The paper's tanh at the end is left out, as in StyleGAN2 (arXiv 1912.04958): most scenes are bright, so the first thing
+that the discriminator teaches is "lighter", and a tanh that has gone to white has no gradient to come back with.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class FusionGeneratorConfig(LevelsConfig):
 
 
 class FusionGenerator(nn.Module):
-    """Noise [batch, noise_width] and text to pictures [batch, 3, size, size] in (-1, 1)."""
+    """Noise [batch, noise_width] and text to pictures [batch, 3, size, size], meant for [-1, 1] but not kept to it."""
 
     def __init__(self, config: FusionGeneratorConfig) -> None:
         super().__init__()
@@ -59,7 +62,7 @@ class FusionGenerator(nn.Module):
         for level in self.levels:
             h = level(h, condition, tokens, text.mask)
         patches, side = self.head(F.leaky_relu(h, SLOPE)), self.config.patch
-        return rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=side, q=side).tanh()
+        return rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=side, q=side)
 
 
 class FusionLevel(nn.Module):

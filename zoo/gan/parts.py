@@ -140,7 +140,7 @@ class GanGenerator(nn.Module):
         drawn = noise.draw(STAGE, INITIAL, (len(text.tokens), *self.shape(size)))
         drawn = (drawn * self.config.truncation).to(weight.device, weight.dtype)
         said = cast(Conditioning(tokens=text.tokens, mask=text.mask), weight.device, weight.dtype)
-        made = self.network(drawn, said).float()
+        made = self.network(drawn, said).float().clamp(-1, 1)
         if observe is not None:
             observe(STAGE, Step(0, 0.0, made, made))
         return Representation(made, "pixels", PIXELS)

@@ -131,7 +131,7 @@ class GanTask(PromptTask[GanRecipe]):
 
     def _draw(self, model: nn.Module, text: Conditioning, seeds: list[int]) -> Tensor:
         noise = ImageNoise(seeds).draw(STAGE, INITIAL, (len(seeds), self.recipe.model.noise_width))
-        return cast(Tensor, _generator(model)(noise.to(self.device), text))
+        return cast(Tensor, _generator(model)(noise.to(self.device), text)).clamp(-1, 1)
 
     def _wrong(self, rows: Array, tokens: Tensor, rng: np.random.Generator) -> Tensor:
         """For each picture text that is not true of it, as `tokens` [batch, length, width] are those that are."""
