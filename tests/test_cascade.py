@@ -46,6 +46,22 @@ def test_a_stage_enlarges_what_it_is_given() -> None:
     assert (made - smooth).abs().max() < 0.05, "at level 0 the schedule leaves next to no noise"
 
 
+def test_a_consistent_stage_keeps_what_it_was_given() -> None:
+    """And takes its details from the network: bilinear enlargement, here, smoothes what it enlarges."""
+    loose, strict = stage()[0], stage(consistent=True)[0]
+    small = pictures() / 4  # far from the ends of the range, where clamping would tell
+    made, kept = (one(small, TEXT, NULL, ImageNoise([0, 1])) for one in (loose, strict))
+    assert (shrunk(made, 2) - small).abs().max() > 0.01
+    torch.testing.assert_close(shrunk(kept, 2), small)
+    torch.testing.assert_close(kept - larger(shrunk(kept, 2)), made - larger(shrunk(made, 2)))
+    bright = strict(torch.ones(2, 3, 4, 4), TEXT, NULL, ImageNoise([0, 1]))
+    assert bright.max() <= 1
+
+
+def larger(small: Tensor) -> Tensor:
+    return F.interpolate(small, scale_factor=2.0)
+
+
 def test_the_level_is_told_and_done() -> None:
     enlarge, network = stage(sampling=Sampling(steps=1, augmentation=0.3))
     enlarge(pictures(), TEXT, NULL, ImageNoise([0, 1]))

@@ -39,6 +39,7 @@ class StageConfig(BaseModel):
     augmentation_schedule: Schedule = Schedule("cosine")  # of the noise on the smaller picture
     align_corners: bool = False  # of the bilinear enlargement
     sampling: Sampling = Sampling(steps=8, threshold=1.0, augmentation=0.1)
+    consistent: bool = False  # is what was enlarged put back into the enlarged picture? See `consistent`
     convention: Convention | None = None  # of a published checkpoint's own scheduler, the spacing "published"
 
 
@@ -79,7 +80,7 @@ class Stage(nn.Module):
         shape = (batch, channels, height * config.factor, width * config.factor)
         grain = noise.draw(f"{config.name}/augmentation", INITIAL, shape).to(small)
         picture = condition(small, level, grain, config)
-        return sample(
+        made = sample(
             self.denoiser,
             replace(picture, **self._text(text)),
             Conditioning(**self._text(null)),
@@ -90,6 +91,7 @@ class Stage(nn.Module):
             observe=observe,
             grid=grid_of(config.convention, config.schedule, asked),
         )
+        return consistent(made, small) if config.consistent else made
 
     def _text(self, text: TextFeatures) -> dict[str, Tensor | None]:
         return {} if self.config.text is None else {"tokens": text.tokens, "mask": text.mask}
@@ -116,6 +118,17 @@ def condition(pictures: Tensor, level: Tensor, grain: Tensor, config: StageConfi
 def shrunk(pictures: Tensor, factor: int) -> Tensor:
     """Pictures [batch, 3, h, w] as the stage before would have made them: means of factor x factor pixels."""
     return F.avg_pool2d(pictures, factor)
+
+
+def consistent(large: Tensor, small: Tensor) -> Tensor:
+    """Enlarged pictures in [-1, 1] whose means, as `shrunk` takes them, are the smaller pictures [batch, 3, h, w].
+
+    A stage decides what is finer than the smaller picture, which decides the rest: so colours cannot shift from stage
+    to stage (the range-null space decomposition of arXiv 2212.00490, here once, at the end).
+    """
+    factor = large.shape[-1] // small.shape[-1]
+    missing = small - shrunk(large, factor)
+    return (large + F.interpolate(missing, scale_factor=float(factor), mode="nearest")).clamp(-1, 1)
 
 
 def settings(stages: Sequence[StageConfig], given: Sequence[Sampling]) -> list[Sampling]:

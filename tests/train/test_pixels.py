@@ -109,7 +109,7 @@ def test_resume_is_bit_for_bit(parts: Path, part: str) -> None:
 
 def test_a_stage_learns_to_enlarge(parts: Path) -> None:
     """From the trained weights on, on whole pictures: what it makes of a small scene comes nearer to the scene."""
-    more = ["reads=false", "text_encoder=nowhere", "model.self_attention=[false,false]"]
+    more = ["consistent=false", "reads=false", "text_encoder=nowhere", "model.self_attention=[false,false]"]
     base = ["crop=64", "optimiser.lr=3e-3", "optimiser.warmup=5", "ema=0.9", "batch=8", "sample_every=1000"]
     found = []
     for steps in (1, 150):

@@ -57,6 +57,7 @@ class StageRecipe(Denoising, TextRecipe):
     reads: bool = True  # text; otherwise it sees pictures alone
     noisiest: float = Field(0.5, ge=0, le=1)  # levels of augmentation are drawn evenly from 0 to it
     sampling: Sampling = Sampling(steps=8, threshold=1.0, augmentation=0.1)  # of the sample grid, and by default
+    consistent: bool = True  # does the enlarged picture keep the smaller one's means? See `zoo.cascade.consistent`
     enlarged: int = Field(64, ge=8)  # fresh scenes that are judged beside the sample grid
 
     @property
@@ -146,6 +147,7 @@ class StageTask(TextTask[StageRecipe]):
             prediction=recipe.prediction,
             text=self.text.produces if recipe.reads else None,
             sampling=recipe.sampling,
+            consistent=recipe.consistent,
         )
 
     def build(self) -> nn.Module:
