@@ -244,3 +244,25 @@ def test_half_precision(parts, build: Build) -> None:
     assert (part.call(module) - beside).abs().max() < 0.3
     injection.unmerge()
     assert equal(tree(module), before)
+
+
+def test_a_lora_between_two_networks_is_what_was_merged_into_one(part, build: Build) -> None:
+    before, after = build(part), build(part)
+    lora = shaken(LoRA.build(before, [Target(pattern=target, rank=3) for target in part.targets]))
+    inject(after, lora, "mine").merge()
+    found = LoRA.between(before, after, rank=3)
+    assert found.layers.keys() == lora.layers.keys()
+    for name, layer in found.layers.items():
+        torch.testing.assert_close(layer.change(), lora.layers[name].change(), rtol=0, atol=1e-5)
+    coarse = LoRA.between(before, after, rank=1)
+    assert all(layer.rank == 1 for layer in coarse.layers.values())
+
+
+def test_a_lora_between_networks_needs_a_difference_in_weights_alone() -> None:
+    one = nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 3))
+    with pytest.raises(ValueError, match="the same weights"):
+        LoRA.between(one, one, rank=2)
+    with pytest.raises(ValueError, match="lacks, or has in another shape: 0, 1"):
+        LoRA.between(one, nn.Sequential(nn.Linear(4, 5)), rank=2)
+    more = nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 3), nn.Linear(2, 2))
+    assert LoRA.between(one, more, rank=2).layers.keys() == {"0", "1"}

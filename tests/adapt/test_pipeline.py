@@ -238,5 +238,15 @@ def test_command_line(
     assert (made - wanted).abs().max() <= 1.5 / 255  # half a step more for the PNG
     assert run("generate", PINK, *options, "--lora", "none.safetensors:2") == 2
     assert "there is no adapter 'none.safetensors'" in capsys.readouterr().err
+
+    extracted = str(tmp_path / "extracted.safetensors")
+    assert run("lora", "extract", "other", "--model", "tiny", "--rank", "2", "--out", extracted) == 0
+    assert extracted in capsys.readouterr().out
+    assert run("lora", "report", extracted, "--model", "tiny") == 0
+    assert run("lora", "extract", "tiny", "--model", "tiny", "--out", str(tmp_path / "none.safetensors")) == 2
+    assert "nothing to extract" in capsys.readouterr().err
+    assert not (tmp_path / "none.safetensors").exists()
+    capsys.readouterr()
+
     assert run("lora", "report", "--help") == 0
     assert "\n  zoo lora report" in capsys.readouterr().out

@@ -78,6 +78,15 @@ class LowRank(nn.Module):
         up = torch.zeros(weight.shape[0], rank, *[1] * (weight.dim() - 2))
         return cls(down.to(weight.device), up.to(weight.device), rank if target.alpha is None else target.alpha)
 
+    @classmethod
+    def nearest(cls, change: Tensor, rank: int) -> LowRank:
+        """The one of this rank that comes nearest to the change of a weight [out, in, ...], by its singular values."""
+        left, values, right = torch.linalg.svd(change.float().flatten(1), full_matrices=False)
+        rank = min(rank, len(values))
+        root = values[:rank].sqrt()
+        up = (left[:, :rank] * root).view(-1, rank, *[1] * (change.dim() - 2))
+        return cls((root[:, None] * right[:rank]).view(rank, *change.shape[1:]), up, rank)
+
     @property
     def rank(self) -> int:
         return self.down.shape[0]
@@ -125,6 +134,27 @@ class LoRA(nn.Module):
                 )
         chosen = {name: next((t for t in wanted if t.matches(name)), None) for name in bases}
         return cls({name: LowRank.fresh(bases[name], target, source) for name, target in chosen.items() if target})
+
+    @classmethod
+    @torch.no_grad()
+    def between(cls, before: nn.Module, after: nn.Module, rank: int) -> LoRA:
+        """What changes one network into another of its shape, as nearly as a LoRA of this rank can.
+
+        Biases and norms, which no LoRA reaches, stay as they are in `before`. Layers that only `after` has, such as
+        those of one input more, are left aside.
+
+        Raises:
+            ValueError: a layer is missing in `after` or of another shape there, or all weights are the same.
+        """
+        old, new = adaptable(before), adaptable(after)
+        odd = [name for name in old if name not in new or old[name].weight.shape != new[name].weight.shape]
+        if odd:
+            raise ValueError(f"layers that the other network lacks, or has in another shape: {', '.join(odd[:8])}")
+        changes = {name: new[name].weight.float() - module.weight.float() for name, module in old.items()}
+        layers = {name: LowRank.nearest(change, rank) for name, change in changes.items() if change.any()}
+        if not layers:
+            raise ValueError("the networks have the same weights: there is nothing to extract")
+        return cls(layers)
 
     @property
     def layers(self) -> dict[str, LowRank]:
