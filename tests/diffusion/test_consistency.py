@@ -139,6 +139,17 @@ def test_the_teachers_step_is_the_samplers(guidance: float, start: int, end: int
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_each_sample_of_a_step_has_its_own_guidance() -> None:
+    """Also where some of them need no second prediction."""
+    x, text = data(3, torch.Generator().manual_seed(1))
+    times = [torch.full((3,), float(t)) for t in (499, 479)]
+    scales = torch.tensor([2.0, 1.0, 4.0])
+    found = consistency.step(teacher(), x, *times, text, NULL, scales)
+    for index, scale in enumerate(scales):
+        alone = consistency.step(teacher(), x, *times, text, NULL, scale.expand(3))
+        torch.testing.assert_close(found[index], alone[index])
+
+
 def test_at_time_zero_a_state_is_its_own_estimate() -> None:
     x, text = data(4, torch.Generator().manual_seed(2))
     told = replace(text, guidance=torch.full((4,), 2.0))
@@ -202,8 +213,8 @@ def test_only_the_student_learns() -> None:
 @pytest.mark.parametrize(
     ("taught", "teaches", "skip", "message"),
     [
-        (teacher(), teacher(), 20, "takes guidance as an input"),
-        (student(), student(), 20, "the teacher does not"),
+        (teacher(), teacher(), 20, "takes none as an input: give the lowest and the highest"),
+        (student(), student(), 20, "it is itself distilled"),
         (Denoiser(Table(), Schedule("linear"), "x0", guidance_range=RANGE), teacher(), 20, "schedule"),
         (student(), teacher(), 30, "skip=30, times 20 apart"),
         (student(), teacher(), 0, "skip=0"),
@@ -213,3 +224,21 @@ def test_errors(taught: Denoiser, teaches: Denoiser, skip: int, message: str) ->
     x0, text = data(4, torch.Generator().manual_seed(6))
     with pytest.raises(ValueError, match=message):
         consistency.loss(taught, taught, teaches, x0, text, NULL, skip=skip)
+
+
+def test_guidance_outside_what_the_student_takes_is_refused() -> None:
+    x0, text = data(4, torch.Generator().manual_seed(6))
+    with pytest.raises(ValueError, match=r"guidance=\(1.0, 99.0\) of the teacher"):
+        consistency.loss(student(), student(), teacher(), x0, text, NULL, guidance=(1.0, 99.0))
+
+
+def test_a_student_that_takes_no_guidance_learns_what_it_is_given() -> None:
+    """Then the guided teacher's own end is what is aimed at, whatever the student is told."""
+    x0, text = data(512, torch.Generator().manual_seed(6))
+
+    def loss(guidance: float) -> float:
+        fixed = torch.Generator().manual_seed(4)
+        same = {"guidance": (guidance, guidance), "huber": None, "generator": fixed}
+        return consistency.loss(teacher(), teacher(), teacher(), x0, text, NULL, **same).item()  # type: ignore[arg-type]
+
+    assert loss(1.0) < loss(3.0) < loss(6.0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.diffusion.denoiser import Denoiser, clean
 from zoo.diffusion.guidance import check_interval
-from zoo.diffusion.ports import join
+from zoo.diffusion.ports import join, rows
 from zoo.diffusion.samplers import boundary
 from zoo.diffusion.schedule import Schedule
 from zoo.diffusion.spacing import make_grid
@@ -90,9 +90,12 @@ def step(
     guidance: Tensor,
 ) -> Tensor:
     """One step of DDIM (arXiv 2010.02502) from times t to `end` [batch], each sample with its own guidance [batch]."""
-    raw, _ = teacher(torch.cat([x, x]), torch.cat([t, t]), join(conditioning, null))
-    given, away = raw.chunk(2)
-    raw = away + _like(guidance, x) * (given - away)
+    batch, led = len(x), (guidance != 1).nonzero().squeeze(1)  # the others need no second prediction
+    which = torch.cat([torch.arange(batch, device=led.device), batch + led])
+    text = rows(join(conditioning, null), which)
+    made, _ = teacher(x[which % batch], t[(which % batch).to(t.device)], text)
+    raw, away = made[:batch], made[batch:]
+    raw[led] += (_like(guidance, x)[led] - 1) * (raw[led] - away)
     (alpha, sigma), (alpha_end, sigma_end) = teacher.levels(t, x), teacher.levels(end, x)
     ratio = sigma_end / sigma
     return ratio * x + (alpha_end - alpha * ratio) * clean(teacher.prediction, raw, x, alpha, sigma)

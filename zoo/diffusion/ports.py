@@ -1,4 +1,4 @@
-"""Operations on a whole `Conditioning`: cast it, choose per sample, put two batches in one."""
+"""Operations on a whole `Conditioning`: cast it, choose per sample, take samples, put two batches in one."""
 
 from __future__ import annotations
 
@@ -54,6 +54,12 @@ def join(conditioning: Conditioning, null: Conditioning) -> Conditioning:
         return torch.cat([given, other.to(given).expand_as(given)])
 
     return _merge(conditioning, null, stack, fill=lambda given: torch.cat([given, given]))
+
+
+def rows(conditioning: Conditioning, which: Tensor) -> Conditioning:
+    """The samples with these numbers."""
+    ports = {name: getattr(conditioning, name) for name in PORTS}
+    return Conditioning(**{name: None if port is None else port[which.to(port.device)] for name, port in ports.items()})
 
 
 def _merge(
