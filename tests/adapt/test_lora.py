@@ -266,3 +266,17 @@ def test_a_lora_between_networks_needs_a_difference_in_weights_alone() -> None:
         LoRA.between(one, nn.Sequential(nn.Linear(4, 5)), rank=2)
     more = nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 3), nn.Linear(2, 2))
     assert LoRA.between(one, more, rank=2).layers.keys() == {"0", "1"}
+
+
+def test_a_lora_begins_as_one_of_a_lower_rank() -> None:
+    network = nn.Sequential(nn.Linear(4, 6), nn.Conv2d(4, 4, 3))
+    small = shaken(LoRA.build(network, [Target(pattern="*", rank=2, alpha=3.0)]))
+    large = shaken(LoRA.build(network, [Target(pattern="*", rank=5)]), seed=6)
+    large.begin_as(small)
+    for name, layer in large.layers.items():
+        assert layer.rank == 5
+        torch.testing.assert_close(layer.change(), small.layers[name].change())
+    with pytest.raises(ValueError, match=r"whose 0 is \[5, 4\]: here it is \[2, 4\]"):
+        small.begin_as(large)
+    with pytest.raises(ValueError, match="there is none here"):
+        LoRA.build(network, ["0"]).begin_as(LoRA.build(network, ["*"]))

@@ -156,6 +156,22 @@ class LoRA(nn.Module):
             raise ValueError("the networks have the same weights: there is nothing to extract")
         return cls(layers)
 
+    @torch.no_grad()
+    def begin_as(self, other: LoRA) -> None:
+        """Take over another's layers, of this one's rank or less; what is left of the rank changes nothing yet.
+
+        Raises:
+            ValueError: the other has a layer more, of a higher rank, or of another shape.
+        """
+        for name, theirs in other.layers.items():
+            mine = self.layers.get(name)
+            if mine is None or theirs.rank > mine.rank or theirs.down.shape[1:] != mine.down.shape[1:]:
+                own = "there is none here" if mine is None else f"here it is {list(mine.down.shape)}"
+                raise ValueError(f"a LoRA cannot begin as one whose {name} is {list(theirs.down.shape)}: {own}")
+            mine.down[: theirs.rank] = theirs.down
+            mine.up.zero_()
+            mine.up[:, : theirs.rank] = theirs.up * (theirs.scale / mine.scale)
+
     @property
     def layers(self) -> dict[str, LowRank]:
         return {name.replace("/", "."): layer for name, layer in self.by_name.items()}  # type: ignore[misc]

@@ -193,8 +193,9 @@ class LcmLoraTask(Distillation[LcmLoraRecipe]):
         return self.consistency(self.student, batch, (self.recipe.guidance,) * 2)
 
     def start(self, model: nn.Module, folder: Path) -> None:
+        """Also of a LoRA of a lower rank, such as `zoo lora extract` makes of an older student and its teacher."""
         loras, _ = read_lora(folder / LORA, self.taught.adaptable)
-        model.load_state_dict(loras[self.name].state_dict())
+        cast(LoRA, model).begin_as(loras[self.name])
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """lora.safetensors in half precision, and which model it is for."""
