@@ -43,7 +43,8 @@ DEMO := "a large pink butterfly on a cream background, cartoon" \
 demo: $(VENV)/installed
 	@$(BIN)/zoo generate --model stable-diffusion-small -n 4 --out outputs/demo $(DEMO)
 	@echo "The last file is the contact sheet. Now the same prompts by every family:"
-	@$(BIN)/zoo compare $(DEMO) --models stable-diffusion-small imagen-small dalle2-small --out outputs/side-by-side
+	@$(BIN)/zoo compare $(DEMO) --models stable-diffusion-small imagen-small dalle2-small gan-small \
+		--out outputs/side-by-side
 
 test: $(VENV)/installed-dev browser
 	$(BIN)/python -m pytest
