@@ -91,9 +91,10 @@ def step(
 ) -> Tensor:
     """One step of DDIM (arXiv 2010.02502) from times t to `end` [batch], each sample with its own guidance [batch]."""
     batch, led = len(x), (guidance != 1).nonzero().squeeze(1)  # the others need no second prediction
-    which = torch.cat([torch.arange(batch, device=led.device), batch + led])
-    text = rows(join(conditioning, null), which)
-    made, _ = teacher(x[which % batch], t[(which % batch).to(t.device)], text)
+    everyone = torch.arange(batch, device=led.device)
+    text = rows(join(conditioning, null), torch.cat([everyone, batch + led]))
+    samples = torch.cat([everyone, led])
+    made, _ = teacher(x[samples], t[samples.to(t.device)], text)
     raw, away = made[:batch], made[batch:]
     raw[led] += (_like(guidance, x)[led] - 1) * (raw[led] - away)
     (alpha, sigma), (alpha_end, sigma_end) = teacher.levels(t, x), teacher.levels(end, x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -56,10 +56,13 @@ def join(conditioning: Conditioning, null: Conditioning) -> Conditioning:
     return _merge(conditioning, null, stack, fill=lambda given: torch.cat([given, given]))
 
 
-def rows(conditioning: Conditioning, which: Tensor) -> Conditioning:
+def rows(conditioning: Conditioning, which: Tensor | Sequence[int]) -> Conditioning:
     """The samples with these numbers."""
+    numbers = torch.as_tensor(which)
     ports = {name: getattr(conditioning, name) for name in PORTS}
-    return Conditioning(**{name: None if port is None else port[which.to(port.device)] for name, port in ports.items()})
+    return Conditioning(
+        **{name: None if port is None else port[numbers.to(port.device)] for name, port in ports.items()}
+    )
 
 
 def _merge(

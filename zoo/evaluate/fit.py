@@ -166,11 +166,12 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
     body = layers[..., 3]
     tint, name = _tint(patch - layers[..., :3], layers[..., 3:], allowed)
     model = layers[..., :3] + layers[..., 3:] * tint
+    excess = _beyond(patch, model)
     if p.kinds[index].style == "sketch":
         foreign, tinged = _foreign_line(tint, name, patch, behind, body), 0.0
     else:
-        foreign, tinged = _foreign_fill(tint, name, patch, model, body), _tinged(tint, patch, model, body)
-    beyond = (_beyond(patch, model) ** 2 + _beyond(model, patch) ** 2).sum(2)
+        foreign, tinged = _foreign_fill(tint, name, patch - model, excess, body), _tinged(tint, excess, body)
+    beyond = (excess**2 + _beyond(model, patch) ** 2).sum(2)
     return Fit(
         kind=p.kinds[index],
         colour=COLOURS[name],
@@ -213,26 +214,24 @@ def _bent(layers: Array, model: Array, patch: Array, cell_x: float, cell_y: floa
     return layers
 
 
-def _foreign_fill(tint: Array, name: int, patch: Array, model: Array, body: Array) -> float:
+def _foreign_fill(tint: Array, name: int, away: Array, excess: Array, body: Array) -> float:
     """The share of a filled body whose pixels resemble another colour clearly more than the object's own."""
     inside = body > 0.5
     deep = ndimage.minimum_filter(body, 3) > 0.5
-    off = np.where(deep[..., None], patch - model, _beyond(patch, model))[inside] / body[inside][:, None]
+    off = np.where(deep[..., None], away, excess)[inside] / body[inside][:, None]
     hues = np.delete(RGB, name, 0)
     hues = np.concatenate([hues, 0.76 * hues])  # as they are, and as they are shaded
     others = np.linalg.norm(tint + off[:, None] - hues, axis=2).min(1)
     return float(body[inside][others + 10 < np.linalg.norm(off, axis=1)].sum() / max(body[inside].sum(), 1e-6))
 
 
-def _tinged(tint: Array, patch: Array, model: Array, body: Array) -> float:
+def _tinged(tint: Array, excess: Array, body: Array) -> float:
     """How far a filled body strays from its one hue, root mean square: an orange patch on a red wing."""
     inside = (ndimage.minimum_filter(body, 3) > 0.5).astype(np.float32)
     if inside.sum() < LEAST_INSIDE:
         return 0.0
     spread = ndimage.gaussian_filter(inside, TINGE)[..., None]
-    off = ndimage.gaussian_filter(_beyond(patch, model) * inside[..., None], (TINGE, TINGE, 0)) / np.maximum(
-        spread, 1e-3
-    )
+    off = ndimage.gaussian_filter(excess * inside[..., None], (TINGE, TINGE, 0)) / np.maximum(spread, 1e-3)
     hue = tint / np.linalg.norm(tint)
     away = (off - (off @ hue)[..., None] * hue)[inside > 0]
     return float(np.sqrt((away**2).sum(1).mean()))

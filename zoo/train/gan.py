@@ -26,7 +26,7 @@ from zoo import tensors
 from zoo.data.captions import caption, partial, swapped
 from zoo.data.scenes import Scene
 from zoo.diffusion.noise import INITIAL, ImageNoise
-from zoo.diffusion.ports import choose
+from zoo.diffusion.ports import choose, rows
 from zoo.gan.discriminator import POWER, WEIGHT, Discriminator, DiscriminatorConfig, gradient_penalty
 from zoo.gan.generator import FusionGenerator, FusionGeneratorConfig
 from zoo.gan.parts import FILE, STAGE, GanConfig, GanGenerator
@@ -34,7 +34,7 @@ from zoo.interface import Conditioning
 from zoo.train.cache import Array, picked
 from zoo.train.recipe import Optimiser, RecipeError
 from zoo.train.task import Batch, Image, Metrics, to_float
-from zoo.train.text_to_image import LANGUAGES, PromptRecipe, PromptTask, some
+from zoo.train.text_to_image import LANGUAGES, PromptRecipe, PromptTask
 
 DISCRIMINATOR = Path("discriminator") / "model.safetensors"  # of an exported run, to go on from; it is not shipped
 
@@ -108,7 +108,7 @@ class GanTask(PromptTask[GanRecipe]):
         loss, metrics = fooled + told, {"fooled": fooled, "told": told}
         if recipe.penalty:
             few = max(1, round(recipe.penalised * count))
-            true = some(said, range(few))
+            true = rows(said, range(few))
             steep = gradient_penalty(discriminator, images[:few], true, weight=recipe.penalty, power=recipe.power)
             loss, metrics["penalty"] = loss + steep, steep
         verdicts = {"real": real.mean(), "mismatched": mismatched.mean(), "fake": fake.mean()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.data.maps import CLASSES, as_picture, draw_map
+from zoo.diffusion.ports import rows
 from zoo.evaluate.foreground import SIDE
 from zoo.evaluate.maps import MEASURES, means, measure, painted
 from zoo.interface import Conditioning
@@ -26,7 +27,7 @@ from zoo.stable_diffusion.parts import UNET
 from zoo.train.cache import CHUNK, PROBED, Array, Scenes, filled, fingerprint, picked, root, scenes
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Image, grid, to_float
-from zoo.train.text_to_image import AT_ONCE, JUDGED_SEED, said, some
+from zoo.train.text_to_image import AT_ONCE, JUDGED_SEED, said
 from zoo.train.unet import UNetRecipe, UNetTask
 
 STEM = "stem.weight"
@@ -78,7 +79,7 @@ class MapTask(UNetTask):
             asked = self.painted[start : start + AT_ONCE]
             layouts = torch.stack([one.layout for one in asked])
             channels = self._channels(layouts.to(self.device))
-            text = replace(some(self.painted_text, range(start, start + len(asked))), concat=channels)
+            text = replace(rows(self.painted_text, range(start, start + len(asked))), concat=channels)
             made = self._draw(model, text, [one.seed for one in asked]).float().cpu()
             for one, picture in zip(asked, made, strict=True):
                 kept.append(measure(one, (picture / 2 + 0.5).clamp(0, 1)))

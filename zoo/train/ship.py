@@ -249,10 +249,10 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
     for role in configs.ROLES:
         source = getattr(recipe, role)
         if isinstance(source, Source) and source.base is not None:
-            theirs = configs.read(recipe.out / source.base).training
-            said |= {part: told for part, told in theirs.items() if part in TRAINED[role]}
+            base = configs.read(recipe.out / source.base)
+            said |= {part: told for part, told in base.training.items() if part in TRAINED[role]}
             if source.adapter is not None:
-                said |= _adapter(configs.read(recipe.out / source.base), source.adapter).training
+                said |= _adapter(base, source.adapter).training
         if isinstance(source, Source) and source.upsamplers is not None:
             stages = configs.read(recipe.out / source.upsamplers).training
             said |= {part: told for part, told in stages.items() if part == "super-resolution"}

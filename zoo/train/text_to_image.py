@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zoo.data.captions import COLOURED_SHARE, Language, caption
 from zoo.diffusion.denoiser import Denoiser, Target
 from zoo.diffusion.objective import loss as objective
+from zoo.diffusion.ports import rows
 from zoo.diffusion.schedule import Schedule
 from zoo.evaluate.checker import judge
 from zoo.evaluate.foreground import SIDE
@@ -166,11 +167,11 @@ class PromptTask(TextTask[PromptRecipeT]):
     def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:
         """Pictures of the recipe's prompts, two of each; and how many of those the checker asked for were right."""
         prompts = len(self.recipe.prompts)
-        shown = self._draw(model, some(self.shown, [i // 2 for i in range(2 * prompts)]), [0, 1] * prompts)
+        shown = self._draw(model, rows(self.shown, [i // 2 for i in range(2 * prompts)]), [0, 1] * prompts)
         right: dict[str, list[bool]] = {}
         for start in range(0, len(self.asked), AT_ONCE):
             asked = self.asked[start : start + AT_ONCE]
-            text = some(self.asked_text, range(start, start + len(asked)))
+            text = rows(self.asked_text, range(start, start + len(asked)))
             pictures = self._draw(model, text, [case.seed for case in asked])
             for case, picture in zip(asked, (pictures.float().cpu() / 2 + 0.5).clamp(0, 1), strict=True):
                 right.setdefault(f"{case.split}_{case.language}", []).append(judge(picture, case.scene).ok)
@@ -194,15 +195,9 @@ def said(text: TextFeatures) -> Conditioning:
     return Conditioning(tokens=text.tokens.float(), mask=text.mask)
 
 
-def some(text: Conditioning, rows: Sequence[int]) -> Conditioning:
-    """These rows of encoded prompts."""
-    assert text.tokens is not None
-    return Conditioning(tokens=text.tokens[list(rows)], mask=None if text.mask is None else text.mask[list(rows)])
-
-
 def all_of(text: Conditioning, batch: int) -> Conditioning:
     """One encoded prompt for a whole batch."""
-    return some(text, [0] * batch)
+    return rows(text, [0] * batch)
 
 
 @torch.no_grad()
