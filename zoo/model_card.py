@@ -149,6 +149,8 @@ def _results(config: ModelConfig) -> str:
     if "enlarging" in results:
         sections.append(_enlarging(results["enlarging"]))
     sections += unclip_card.sections(results)
+    if "distances" in results:
+        sections.append(_distances(results["distances"]))
     if "rerank" in results:
         sections.append(_rerank(results["rerank"]))
     measures = [
@@ -158,8 +160,8 @@ def _results(config: ModelConfig) -> str:
     for kind in ("text", "image"):
         read = results.get("gates", {}).get(kind, {})
         measures += [(f"read from the {kind} features: {facet}", value) for facet, value in read.items()]
-    told = {"evaluation", "psnr", "seconds_per_image", "gates", "parameters", "editing", "maps", "enlarging", "rerank"}
-    told |= unclip_card.SECTIONS.keys()
+    told = {"evaluation", "psnr", "seconds_per_image", "gates", "parameters", "editing", "maps", "enlarging"}
+    told |= {"distances", "rerank"} | unclip_card.SECTIONS.keys()
     measures += flat({name: value for name, value in results.items() if name not in told})
     measured = [row for row in measures if row[1] is not None]
     sections += [table(("measure", "value"), measured)] if measured else []
@@ -224,6 +226,30 @@ def _enlarging(found: Any) -> str:
         f"{scenes} fresh scenes, a third of them with held-out combinations, made small and enlarged by the cascade, "
         "by the level of noise on the small picture (`augmentation=`; "
         f"{found['used']:g} unless the call says otherwise).\n\n" + table(("", *(f"{level}" for level in levels)), rows)
+    )
+
+
+def distances(found: Any) -> dict[str, Any]:
+    """What a set of pictures is, by what each figure is called."""
+    said = {
+        "clip_score_scenes": "CLIP score",
+        "fd_clip": "FD-CLIP",
+        "kd_clip": "KD-CLIP",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    return {title: found[name] for name, title in said.items() if name in found}
+
+
+def _distances(found: Any) -> str:
+    """How near the pictures come, as a set, to fresh drawings."""
+    made, drawn = distances(found["made"]), distances(found["drawn"])
+    return (
+        f"### As a set\n\nPictures of the captions of {found['scenes']} fresh scenes, held against the drawings of as "
+        "many others, in the features of the zoo's CLIP: their distance, how many of them lie among drawings "
+        "(precision), how many drawings lie among them (recall: variety), and the CLIP score with their "
+        "captions. Other drawings in their place show the best that can be expected.\n\n"
+        + table(("", *made), [("pictures", *made.values()), ("drawings", *drawn.values())])
     )
 
 

@@ -35,6 +35,15 @@ def test_figures_are_those_of_the_configs(models: list[ModelConfig]) -> None:
     assert "| pictures seen in training | 160 | – |" in table
 
 
+def test_drawings_have_a_column_beside_sets_of_pictures(models: list[ModelConfig]) -> None:
+    made, drawn = ({"fd_clip": distance, "recall": 0.5} for distance in (3.25, 0.75))
+    results = {"distances": {"scenes": 2000, "made": made, "drawn": drawn}}
+    table = rivals.compared([models[0], models[1].model_copy(update={"results": results})])
+    assert "|  | gan-small | stable-diffusion-small | drawings |" in table
+    assert "| FD-CLIP | – | 3.25 | 0.75 |" in table
+    assert "| seconds a picture, warm | 0.125 | – | – |" in table
+
+
 def test_the_page_is_written_and_found_stale(models: list[ModelConfig], tmp_path: Path) -> None:
     path = tmp_path / rivals.PAGE
     rivals.write(tmp_path, models)  # there is no page yet

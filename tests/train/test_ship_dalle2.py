@@ -101,7 +101,8 @@ def ship(runs: Path, shelf: Path, **more: object) -> ShipRecipe:
         "image_encoder": True,
         "examples": ["a red star", "红色的星星"],
         "defaults": {"steps": 2, "guidance": 1.0},
-        **{"per_prior": 1, "fed": 2, "varied": 2, "inverted": 1, "reranked": 2, "enlarged": 2, "heldout": "dev"},
+        **{"per_prior": 1, "fed": 2, "varied": 2, "inverted": 1, "reranked": 2, "enlarged": 2},
+        **{"scored": 8, "heldout": "dev"},
     }
     return ShipRecipe.model_validate(said | more)
 
@@ -182,10 +183,10 @@ def test_it_is_evaluated(shipped: Path, quick: None) -> None:
 def test_all_of_it_is_measured_into_results_and_card(runs: Path, tmp_path: Path, quick: None) -> None:
     recipe = ship(runs, tmp_path / "shelf")
     folder = assemble(recipe)
-    measure(folder, recipe, ["priors", "variations", "strips", "inversion", "rerank", "enlarging", "parameters"])
+    asked = ["priors", "variations", "strips", "inversion", "rerank", "enlarging", "parameters", "distances"]
+    measure(folder, recipe, asked)
     results: Any = configs.read(folder).results
-    told = {"priors", "fed", "variations", "strips", "inversion", "rerank", "enlarging", "parameters"}
-    assert set(results) == told
+    assert set(results) == {*asked, "fed"}
     rows = results["priors"]
     assert list(rows) == list(PRIORS)
     for row in rows.values():
@@ -193,6 +194,9 @@ def test_all_of_it_is_measured_into_results_and_card(runs: Path, tmp_path: Path,
         assert row["diversity"] > 0
         assert row["parameters"] > 1000
     assert len(results["fed"]["ways"]) == 6
+    made, drawn = results["distances"]["made"], results["distances"]["drawn"]
+    assert list(made) == list(drawn) == ["clip_score_scenes", "kd_clip", "precision", "recall"], "8 are few for FD-CLIP"
+    assert made["kd_clip"] > drawn["kd_clip"], "noise is farther from drawings than drawings"
     assert set(results["strips"]["circle to star"]) == {"0", "0.1", "0.2", "0.3", "0.4", "0.5"}
     card = (folder / "README.md").read_text("utf-8")
     for title in (
@@ -202,6 +206,7 @@ def test_all_of_it_is_measured_into_results_and_card(runs: Path, tmp_path: Path,
         "Between pictures",
         "their noise",
         "Keeping the best",
+        "As a set",
     ):
         assert title in card
     assert "{" not in card.split("## Results")[1]

@@ -124,7 +124,7 @@ def compare(
         seeds=tuple(seeds),
         machine=_machine(place),
         notes=tuple(_notes(asked, equal, rows)),
-        drawn=None if asked.fresh is None else _drawn(asked.fresh),
+        drawn=None if asked.fresh is None else asked.fresh.drawn.figures(asked.fresh.drawn_score),
     )
     if out is not None:
         found.save(out)
@@ -248,31 +248,15 @@ def _readable(clip: Clip, prompt: str) -> bool:
 
 def _closeness(pipe: Pipeline, asked: Asked, held: fresh.Fresh, how: Settings) -> dict[str, float | None]:
     """Pictures of the captions of fresh scenes, against fresh drawings."""
-    features, scores, kept = [], [], []
-    for start in range(0, len(held.prompts), asked.batch):
-        said, seeds = (list(values[start : start + asked.batch]) for values in (held.prompts, held.seeds))
-        made = _draw(pipe, cast("list[str]", said), 1, cast("list[int]", seeds), how)
-        features.append(fresh.features(asked.clip, made))
-        scores += fresh.scores(asked.clip, made, cast("list[str]", said))
-        kept += [made] if asked.inception is not None else []
-    found = _close(fresh.closeness(torch.cat(features), held.features), float(torch.cat(scores).mean()))
-    if asked.inception is not None:
+    kept: list[Tensor] | None = None if asked.inception is None else []
+
+    def drawing(said: list[str], seeds: list[int]) -> Tensor:
+        return _draw(pipe, said, 1, seeds, how)
+
+    found = fresh.measure(drawing, asked.clip, held, batch=asked.batch, kept=kept)
+    if kept is not None and asked.inception is not None:
         found["fid"] = inception_fid(torch.cat(kept), held.pictures, asked.inception)
     return found
-
-
-def _drawn(held: fresh.Fresh) -> dict[str, float | None]:
-    return _close(held.drawn, held.drawn_score)
-
-
-def _close(found: fresh.Closeness, score: float) -> dict[str, float | None]:
-    return {
-        "clip_score_scenes": score,
-        "fd_clip": found.frechet,
-        "kd_clip": found.kernel,
-        "precision": found.precision,
-        "recall": found.recall,
-    }
 
 
 def _alignment(pipe: Pipeline, asked: Asked, how: Settings) -> Scores:

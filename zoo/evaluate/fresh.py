@@ -6,7 +6,7 @@ of the same kind. Of `ENOUGH` pictures the distance is Fréchet's, FD-CLIP; of f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,16 @@ class Closeness:
     kernel: float | None
     precision: float
     recall: float
+
+    def figures(self, score: float) -> dict[str, float | None]:
+        """By the names that comparisons and results know them by; score: the mean CLIP score with the captions."""
+        return {
+            "clip_score_scenes": score,
+            "fd_clip": self.frechet,
+            "kd_clip": self.kernel,
+            "precision": self.precision,
+            "recall": self.recall,
+        }
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,29 @@ def fresh(clip: Clip, n: int, *, seed: int = 0, language: Language = "en") -> Fr
     score = float(torch.cat(scores(clip, asked, prompts)).mean())
     drawn = closeness(features(clip, asked), truth)
     return Fresh(prompts, tuple(range(seed, seed + n)), truth, pictures, drawn, score)
+
+
+def measure(
+    drawing: Callable[[list[str], list[int]], Tensor],
+    clip: Clip,
+    held: Fresh,
+    *,
+    batch: int = BATCH,
+    kept: list[Tensor] | None = None,
+) -> dict[str, float | None]:
+    """The figures of what `drawing` makes of the prompts of `held`, with their seeds, `batch` at a time.
+
+    kept: takes the pictures, for who wants more of them.
+    """
+    found, liked = [], []
+    for start in range(0, len(held.prompts), batch):
+        said, seeds = list(held.prompts[start : start + batch]), list(held.seeds[start : start + batch])
+        made = drawing(said, seeds)
+        found.append(features(clip, made))
+        liked += scores(clip, made, said)
+        if kept is not None:
+            kept.append(made)
+    return closeness(torch.cat(found), held.features).figures(float(torch.cat(liked).mean()))
 
 
 def closeness(made: Tensor, true: Tensor) -> Closeness:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -51,13 +51,14 @@ class Measuring(BaseModel):
     varied: int = 200  # pictures of which variations are made
     inverted: int = 32  # pictures that are made again from their noise
     reranked: int = 100  # prompts of 8 candidates each
-    clip: str = "clip-small"  # the folder beside the model's that reranks, where the model has no CLIP of its own
+    scored: int = 2000  # captions of fresh scenes whose pictures are held, as a set, against fresh drawings
+    clip: str = "clip-small"  # the folder beside the model's that looks, where the model has no CLIP of its own
     examples: tuple[str, ...] = ()  # prompts of the sample sheet
 
 
 MEASURES = (
     *("samples", "evaluation", "editing", "maps", "psnr", "enlarging", "gates", "parameters", "seconds_per_image"),
-    *("priors", "variations", "strips", "inversion", "rerank"),
+    *("distances", "priors", "variations", "strips", "inversion", "rerank"),
 )
 
 
@@ -98,10 +99,12 @@ def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> 
         found["parameters"] = parameters(pipe)
     if "seconds_per_image" in what:
         found["seconds_per_image"] = seconds(pipe, recipe.examples[0])
+    if "distances" in what:
+        found["distances"] = distances(pipe, _clip(folder, pipe, recipe), recipe.scored)
     if "rerank" in what:
         from zoo.evaluate import rerank
 
-        clip = pipe.image_encoder if isinstance(pipe.image_encoder, Clip) else Clip.load(folder.parent / recipe.clip)
+        clip = _clip(folder, pipe, recipe)
         scores = rerank.measure(cast(Pipe, pipe), clip, prompts=recipe.reranked, heldout=recipe.heldout)
         found["rerank"] = cast(JsonValue, dict(scores))
     if unclip_measures.is_dalle2(pipe):
@@ -148,6 +151,25 @@ def enlarging(pipe: Pipeline, decoder: CascadeDecoder | UnclipDecoder, n: int) -
 
         swept[f"{level:g}"] = cast(JsonValue, enlarging.measure(enlarge, decoder.factor, n=n))
     return {"used": defaults[0].augmentation, "levels": swept}
+
+
+def distances(pipe: Pipeline, clip: Clip, n: int) -> dict[str, JsonValue]:
+    """What `n` pictures of captions of fresh scenes are as a set, and what as many drawings are."""
+    from zoo.evaluate import fresh
+
+    held = fresh.fresh(clip, n)
+    made = fresh.measure(lambda said, seeds: pipe(said, n=1, seed=seeds, progress=False).tensor, clip, held)
+    drawn = held.drawn.figures(held.drawn_score)
+    return {"scenes": n, "made": cast(JsonValue, _rounded(made)), "drawn": cast(JsonValue, _rounded(drawn))}
+
+
+def _rounded(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in figures.items() if value is not None}
+
+
+def _clip(folder: Path, pipe: Pipeline, recipe: Measuring) -> Clip:
+    """The CLIP that looks at a model's pictures."""
+    return pipe.image_encoder if isinstance(pipe.image_encoder, Clip) else Clip.load(folder.parent / recipe.clip)
 
 
 def gates(folder: Path, pipe: Pipeline) -> dict[str, JsonValue]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.config import ModelConfig
-from zoo.model_card import SPLITS, table
+from zoo.model_card import SPLITS, distances, table
 from zoo.train import marked
 
 PAGE = Path("docs") / "diffusion-against-gan.md"
@@ -17,9 +17,12 @@ MARKS = ("<!-- diffusion against gan: written by `make results` -->\n", "<!-- en
 
 def compared(models: Sequence[ModelConfig]) -> str:
     """The table of these models, a column each; of what was not measured, dashes."""
-    columns = [_figures(model) for model in models]
-    rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
-    return table(("", *(model.name for model in models)), rows)
+    columns = {model.name: _figures(model) for model in models}
+    sets: list[Any] = [model.results["distances"] for model in models if "distances" in model.results]
+    if sets:  # what is expected of a set of pictures is not 0 or 1, but what drawings reach
+        columns["drawings"] = distances(sets[0]["drawn"])
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    return table(("", *columns), [(name, *(column.get(name) for column in columns.values())) for name in names])
 
 
 def write(root: Path, models: Sequence[ModelConfig]) -> None:
@@ -57,4 +60,5 @@ def _figures(model: ModelConfig) -> dict[str, object]:
         "generator, M parameters": None if parameters is None else parameters / 1e6,
         "pictures seen in training": run.get("images"),
         "minutes of training": run.get("minutes"),
+        **distances(results.get("distances", {}).get("made", {})),
     }
