@@ -117,3 +117,12 @@ def test_eight_bits_that_cannot_be(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2, 3, dtype=torch.int8), "w.scale": torch.ones(3)}, tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match=r"odd\.safetensors is damaged: the scales of w do not fit"):
         tensors.read(tmp_path / "odd.safetensors")
+
+
+def test_the_same_tensors_make_the_same_file(tmp_path: Path) -> None:
+    said = {f"key {i}": f"ß {i}" for i in range(8)}
+    for i in range(4):  # safetensors writes its metadata in another order each time
+        tensors.write(tmp_path / f"{i}", {"b": torch.ones(2), "a": torch.zeros(3)}, metadata=said)
+    assert len({(tmp_path / f"{i}").read_bytes() for i in range(4)}) == 1
+    assert tensors.metadata(tmp_path / "0") == said
+    assert tensors.read(tmp_path / "0")["b"].tolist() == [1, 1]

@@ -172,9 +172,22 @@ def write(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(plain, temporary, metadata=dict(metadata or {"format": "pt"}))
+        _settle(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Sort a file's metadata, which safetensors writes in random order: the same tensors are to make the same file."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        said = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(said) <= size:
+            file.seek(8)
+            file.write(said.ljust(size))
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from zoo.adapt.prefix import Prefix
 from zoo.adapt.words import Word
 from zoo.app.models import Models
 from zoo.train.loop import STORY
-from zoo.train.methods import BASE, weights_of
+from zoo.train.methods import BASE, goes_with, weights_of, write_base
 from zoo.train.ship import Adapter, ShipRecipe, add_adapters
 
 ZIP = "a Zip circle"
@@ -38,7 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     write(folder / "lora.safetensors", {"unet": lora})
     Word("Zip", "<new0>", torch.randn(32)).save(folder / "word.safetensors")
-    (folder / BASE).write_text(weights_of(zoo.load("spare", device="cpu")), "utf-8")
+    write_base(weights_of(zoo.load("spare", device="cpu")), {"generator"}, folder)
     story = {"recipe": {"part": "adapter"}, "before": {}, "step": 3, "images": 24, "minutes": 0.5}
     (folder / STORY).write_text(json.dumps(story), "utf-8")
     return folder
@@ -128,10 +128,18 @@ def test_everything_takes_it(run: Path) -> None:
         assert list(pipe.adapters()) == ["zip"]
 
 
+def test_a_decoder_that_only_shows_what_was_made_may_be_another(run: Path) -> None:
+    pipe = zoo.load("spare", device="cpu")
+    assert json.loads((run / BASE).read_text("utf-8")).keys() == {"text_encoder", "generator"}
+    for role, goes in (("decoder", True), ("generator", False)):
+        torch.nn.init.normal_(next(p for p in getattr(pipe, role).parameters() if p.ndim > 1))
+        assert goes_with(run, pipe) is goes
+
+
 def test_only_what_was_trained_on_the_model_is_added(run: Path) -> None:
     folder = registry.find("spare")
     said = (run / BASE).read_text("utf-8")
-    (run / BASE).write_text("others", "utf-8")
+    (run / BASE).write_text(json.dumps(json.loads(said) | {"generator": "others"}), "utf-8")
     with pytest.raises(ValueError, match="trained on other weights than those in"):
         add_adapters(folder, recipe(run))
     (run / BASE).unlink()

@@ -17,7 +17,7 @@ from zoo.adapt.lora import LoRA
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
 from zoo.train.lcm import load_teacher
-from zoo.train.methods import weights_of
+from zoo.train.methods import weights_of, write_base
 from zoo.train.recipe import read_toml
 from zoo.train.ship import ShipRecipe, Source, add_adapters, assemble
 
@@ -93,7 +93,7 @@ def on_a_lora(recipe: ShipRecipe, tmp_path: Path) -> ShipRecipe:
         torch.nn.init.normal_(layer.up, std=0.1)
     run.mkdir()
     write(run / "lora.safetensors", {"unet": lora})
-    (run / "base.txt").write_text(weights_of(pipe), "utf-8")
+    write_base(weights_of(pipe), {"generator"}, run)
     (run / "training.json").write_text(json.dumps(RUN | {"recipe": {"part": "lcm-lora"}}), "utf-8")
     adapters = {"lcm": {"run": run, "summary": "Few steps.", "prompt": "a red star"}}
     add_adapters(tiny, ShipRecipe.model_validate(recipe.model_dump() | {"name": "tiny", "adapters": adapters}))

@@ -29,7 +29,7 @@ from zoo.interface import Conditioning, Sampling
 from zoo.loading import load
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet, UNetConfig
-from zoo.train.methods import BASE, weights_of
+from zoo.train.methods import weights_of, write_base
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Metrics
 from zoo.train.unet import LatentRecipe, LatentTask
@@ -200,7 +200,7 @@ class LcmLoraTask(Distillation[LcmLoraRecipe]):
     def export(self, model: nn.Module, folder: Path) -> None:
         """lora.safetensors in half precision, and which model it is for."""
         write(folder / LORA, {self.name: cast(LoRA, model)}, dtype=torch.float16)
-        (folder / BASE).write_text(self.base + "\n", "utf-8")
+        write_base(self.base, {"generator"}, folder)
 
     @property
     def sampling(self) -> Sampling:

@@ -12,7 +12,8 @@ encoder has never met says next to nothing to the generator by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -31,7 +32,6 @@ from zoo.config import ROLES, Role
 from zoo.interface import Adaptable, Decoder, Generator, TextEncoder
 from zoo.pipeline import Pipeline
 from zoo.text.named import NamedModel
-from zoo.train.cache import fingerprint
 from zoo.train.recipe import RecipeError, Table, nearest
 from zoo.weights import save_model
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Method: TypeAlias = Literal["lora", "prefix", "lora+prefix", "textual-inversion", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
-BASE = Path("base.txt")  # which weights an adapter was trained on
+BASE = Path("base.json")  # which weights an adapter was trained on: those of the parts that it changes or listens to
 PROJECTIONS = r"re:(.*\.)?(to_[qkv]|to_out|[qkv]_proj|out_proj|[qkvo])"  # of attention, in all families and text towers
 
 
@@ -79,10 +79,25 @@ class FullTable(Table):
     parts: tuple[Role, ...] = Field(("generator",), min_length=1)
 
 
-def weights_of(pipe: Pipeline) -> str:
-    """Names all weights of a pipeline's three parts."""
-    parts = [getattr(pipe, role) for role in ROLES]
-    return fingerprint(*(tensors.fingerprint(part.state_dict()) for part in parts if isinstance(part, nn.Module)))
+def weights_of(pipe: Pipeline, roles: Iterable[Role] = ROLES) -> dict[Role, str]:
+    """Names the weights of these parts of a pipeline, in the order of `ROLES`; of parts without any, nothing."""
+    parts = {role: getattr(pipe, role) for role in ROLES if role in {*roles}}
+    return {role: tensors.fingerprint(part.state_dict()) for role, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def write_base(weights: Mapping[Role, str], changed: Collection[Role], folder: Path) -> None:
+    """Note in a run's folder what its adapter goes with: the parts that it changes, and the text that it hears.
+
+    A decoder that only shows what was made may be another one: what a U-Net learned does not depend on it.
+    """
+    kept = {role: name for role, name in weights.items() if role in changed or role == "text_encoder"}
+    (folder / BASE).write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+
+
+def goes_with(folder: Path, pipe: Pipeline) -> bool:
+    """Whether the adapter that a run left in this folder was trained on the weights of this pipeline."""
+    said = json.loads((folder / BASE).read_text("utf-8"))
+    return bool(said == weights_of(pipe, said))
 
 
 def networks(pipe: Pipeline, target: str) -> dict[str, tuple[Role, Adaptable]]:
@@ -190,7 +205,7 @@ class Trained:
 
     def export(self, average: nn.Module, folder: Path) -> None:
         """The files of what was trained, and which weights they adapt; `average` has the shape of `model`."""
-        (folder / BASE).write_text(self.base + "\n", "utf-8")
+        write_base(self.base, self.roles, folder)
         parts = cast(Mapping[str, nn.Module], average)
         if "lora" in parts:
             write(folder / LORA, cast("Mapping[str, lora.LoRA]", parts["lora"]), dtype=torch.float16)

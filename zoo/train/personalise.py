@@ -272,7 +272,9 @@ def of_class(prior: PriorTable) -> list[str]:
 def class_pictures(pipe: Pipeline, prior: PriorTable, side: int) -> Array:
     """What the model itself draws, each prompt in turn, uint8 [pictures, side, side, 3]; drawn once, and then kept."""
     prompts = of_class(prior)
-    name = fingerprint(weights_of(pipe), *prior.prompts, prior.pictures, prior.steps, pipe.defaults, side, PRIOR_SEED)
+    name = fingerprint(
+        *weights_of(pipe).values(), *prior.prompts, prior.pictures, prior.steps, pipe.defaults, side, PRIOR_SEED
+    )
     starts = range(0, prior.pictures, BATCH)
 
     def drawn() -> Iterator[Array]:

@@ -26,7 +26,7 @@ from zoo.loading import load
 from zoo.train.checkpoint import replacing
 from zoo.train.loop import STORY, cost
 from zoo.train.measure import MEASURES, Measuring, measure
-from zoo.train.methods import BASE, weights_of
+from zoo.train.methods import BASE, goes_with
 from zoo.train.recipe import read_toml
 
 TRAINED: Mapping[Role, tuple[str, ...]] = {  # trainings whose results are in a part of a base
@@ -150,11 +150,11 @@ def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
         ValueError: a run left nothing that can be added, or was of another model.
     """
     told = {}
-    weighed = weights_of(load(folder, device="cpu"))
+    pipe = load(folder, device="cpu")
     for name, adapter in recipe.adapters.items():
         if not (adapter.run / BASE).is_file():
             raise ValueError(f"{adapter.run} holds no adapter: train it first")
-        if (adapter.run / BASE).read_text("utf-8").strip() != weighed:
+        if not goes_with(adapter.run, pipe):
             raise ValueError(f"{adapter.run} was trained on other weights than those in {folder}: train it again")
         locate(adapter.run)  # there is one that `load_adapter` finds
         files = sorted(adapter.run.glob("*.safetensors"))
