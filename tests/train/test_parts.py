@@ -74,16 +74,20 @@ def test_latents_are_turned_towards_those_that_generators_know() -> None:
 
 def test_hues_are_turned_around_gray_in_a_share_of_the_pictures() -> None:
     torch.manual_seed(0)
-    red = torch.tensor([0.6, -0.8, -0.8])[:, None, None].expand(400, 3, 1, 1)  # 0.8, 0.1, 0.1 of 1
-    turned = (vae._turned_hues(red, 0.5).flatten(1) + 1) / 2
-    other = turned[(turned - turned.new_tensor([0.8, 0.1, 0.1])).abs().amax(1) > 1e-6]
+    red = torch.tensor([0.6, -0.8, -0.8])[:, None, None].expand(400, 3, 16, 16)  # 0.8, 0.1, 0.1 of 1
+    turned = (vae._turned_hues(red, 0.5) + 1) / 2
+    changed = (turned - (red + 1) / 2).abs().amax(1) > 1e-6  # [pictures, height, width]
+    share = changed.float().mean((1, 2))
+    other = turned.permute(0, 2, 3, 1)[changed]
 
-    assert 150 < len(other) < 250
+    assert 150 < (share > 0).sum() < 250
+    assert 70 < (share == 1).sum() < 130, "half of them all over"
+    assert share[(share > 0) & (share < 1)].max() < 0.5, "the others in a stripe"
     assert set(other.argmax(1).tolist()) == {0, 1, 2}  # now red, now green, now blue
     assert (other.sum(1) < 1.14).all()  # no lighter than before, but for what is clipped
     assert (other.sum(1) > 0.5 - 1e-3).all()
     gray = torch.full((1, 3, 2, 2), 0.4)
-    shades = (vae._turned_hues(gray, 1.0).flatten(1) + 1) / 2
+    shades = (vae._turned_hues(gray, 1.0) + 1) / 2
     torch.testing.assert_close(shades, shades[:, :1].expand_as(shades))  # gray stays gray
 
 

@@ -24,6 +24,7 @@ from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
 
 FRESH = 256  # scenes that PSNR and latent scale are measured on, drawn from a seed that training does not use
 SHOWN = 16
+STRIPE = (0.04, 0.25)  # half the width of a stripe of another hue, of half a picture
 DARKEST = 0.5  # of pictures in other hues, as a factor
 WEIGHTS = "model.safetensors"
 
@@ -262,9 +263,11 @@ def _cropped(images: Tensor, size: int) -> Tensor:
 
 
 def _turned_hues(images: Tensor, share: float) -> Tensor:
-    """A share of the images [batch, 3, height, width] in (-1, 1), their colours turned around gray and made darker.
+    """A share of the images [batch, 3, height, width] in (-1, 1), their colours turned around gray and made darker,
+    half of these in a stripe alone.
 
-    Scenes have eight colours. A VAE that has seen no others draws the colour of a new subject as the nearest of them.
+    Scenes have eight colours, and a body has one of them. A VAE that has seen no others draws the colour of a new
+    subject as the nearest of them, and a flash along its side as a blur.
     """
     angle = 2 * torch.pi * torch.rand(len(images), 1, 1, device=images.device)
     gray = torch.full((3, 3), 1 / 3, device=images.device)
@@ -272,8 +275,18 @@ def _turned_hues(images: Tensor, share: float) -> Tensor:
     turns = angle.cos() * (torch.eye(3, device=images.device) - gray) + gray + angle.sin() * axis  # Rodrigues
     turns = turns * (DARKEST + (1 - DARKEST) * torch.rand_like(angle))
     other = torch.einsum("bij,bjhw->bihw", turns, (images + 1) / 2).clamp(0, 1) * 2 - 1
-    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < share
-    return torch.where(chosen, other, images)
+    chosen, striped = torch.rand(2, len(images), 1, 1, 1, device=images.device)
+    return torch.where((chosen < share) & ((striped < 0.5) | _stripes(images)), other, images)
+
+
+def _stripes(images: Tensor) -> Tensor:
+    """For each of the images [batch, 3, height, width] where a stripe crosses it: bool [batch, 1, height, width]."""
+    batch, _, *sides = images.shape
+    down, across = torch.meshgrid(*(torch.linspace(-1, 1, side, device=images.device) for side in sides), indexing="ij")
+    angle, place, width = torch.rand(3, batch, 1, 1, 1, device=images.device)
+    narrow, wide = STRIPE
+    away = across * (torch.pi * angle).cos() + down * (torch.pi * angle).sin() - (2 * place - 1) * 0.7
+    return away.abs() < narrow + (wide - narrow) * width
 
 
 def _edges(made: Tensor, images: Tensor) -> Tensor:
