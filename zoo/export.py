@@ -175,7 +175,7 @@ def scheduler_config(config: GeneratorConfig, defaults: Sampling) -> dict[str, o
         told |= {} if own.to_data else {"set_alpha_to_one": False, "final_sigmas_type": "sigma_min"}
         told |= {} if own.least_lambda is None else {"lambda_min_clipped": own.least_lambda}
         return told
-    spread, _, offset = defaults.spacing.partition("+")
+    spread, _, offset = defaults.spacing.partition("+")  # with a factor, "trailing*2", it is none of diffusers'
     if spread == "karras":
         return told | {"use_karras_sigmas": True, "timestep_spacing": "linspace", "steps_offset": 1}
     if spread not in ("leading", "linspace", "trailing"):

@@ -19,7 +19,7 @@ from torch import Tensor
 def finite(tensor: Tensor) -> bool:
     """Whether every value is a number, without a mask of the tensor's size."""
     tensor = tensor.float() if tensor.element_size() == 1 else tensor
-    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all()) if tensor.numel() else True
+    return all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()) if tensor.numel() else True
 
 
 def broken(tensors: Mapping[str, Tensor]) -> list[str]:

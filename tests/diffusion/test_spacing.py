@@ -20,6 +20,7 @@ SD = Schedule("scaled_linear")
         ("leading+1", list(range(901, 0, -100))),
         ("linspace", [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
         ("trailing", list(range(999, 98, -100))),
+        ("trailing*1", list(range(999, 98, -100))),
     ],
 )
 def test_golden_times(spacing: str, times: list[int]) -> None:
@@ -45,7 +46,29 @@ def test_uniform_lambda_is_uniform() -> None:
     assert (grid.t[0], grid.t[-1]) == (999, 0)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "leading+1", "linspace", "trailing", "lcm", "karras", "uniform_lambda"])
+def test_a_factor_multiplies_noise_levels() -> None:
+    plain, noisier = (make_grid(Schedule("cosine"), 10, spacing) for spacing in ("trailing", "trailing*2.5"))
+    assert noisier.t[0] == plain.t[0] == 999
+    factors = (plain.lambda_ - noisier.lambda_)[1:-1].exp()
+    torch.testing.assert_close(factors, torch.full((9,), 2.5, dtype=torch.float64), rtol=0.02, atol=0)
+    assert torch.equal(noisier.t, noisier.t.round())
+    assert noisier.t[-1] == -1
+
+
+SPACINGS = [
+    "leading",
+    "leading+1",
+    "linspace",
+    "trailing",
+    "trailing*0.8",
+    "lcm",
+    "lcm*0.5",
+    "karras",
+    "uniform_lambda",
+]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("end", ["zero", "sigma_min"])
 def test_every_grid_falls_and_ends_as_asked(spacing: str, steps: int, end: str) -> None:
@@ -76,6 +99,10 @@ def test_truncation_keeps_the_end(strength: float, kept: int) -> None:
         ((Schedule(steps=40), 4, "lcm"), "at least 50 times, this one has 40"),
         ((SD, 10, "trailling"), "did you mean 'trailing'"),
         ((SD, 10, "karras+1"), "unknown spacing 'karras\\+1'"),
+        ((SD, 10, "karras*2"), "unknown spacing 'karras\\*2'"),
+        ((SD, 10, "trailing*0"), "unknown spacing 'trailing\\*0'"),
+        ((SD, 10, "trailing*2*2"), "unknown spacing 'trailing\\*2\\*2'"),
+        ((SD, 900, "trailing*2"), "has fewer than 900 whole times; take fewer, or a milder factor"),
         ((SD, 1000, "leading+1"), "begins at 1000, past 999"),
         ((SD, 10, "trailing", "clean"), "ends at one of zero, sigma_min"),
         ((SD.zero_terminal_snr(), 10, "karras"), "use 'trailing'"),

@@ -42,7 +42,7 @@ def drawn(said: Description, rng: np.random.Generator) -> Scene:
         colours = [colours[0]] * 4
     objects = tuple(
         Placed(item.shape, item.colour or colours[i], x, y, size, float(rng.uniform(-6, 6)))
-        for i, (item, (x, y)) in enumerate(zip(items, places, strict=False))
+        for i, (item, (x, y)) in enumerate(zip(items, places, strict=False))  # there are places to spare
     )
     background = said.background or "gray"
     return Scene(objects, background, said.style or "plain", bool(said.face), relation)

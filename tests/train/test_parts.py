@@ -236,6 +236,6 @@ def test_a_resumed_part_is_the_uninterrupted_one_bit_for_bit(home: Path, part: s
         run(recipe, [f"out={out}", *more], device="cpu")
     (parts / "checkpoints" / "step-00000003.safetensors").unlink()  # as if it had been killed before the last one
     run(recipe, [f"out={parts}", *more], device="cpu", resume=True)
-    name = "final/unet/model.safetensors" if latent else "final/model.safetensors"
+    name = f"final/{'unet' if latent else 'vae'}/model.safetensors"
     expected, got = load_file(whole / name), load_file(parts / name)
     assert all(torch.equal(expected[key], got[key]) for key in expected)

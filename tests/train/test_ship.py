@@ -16,7 +16,7 @@ from zoo.adapt.formats import write
 from zoo.adapt.lora import LoRA
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
-from zoo.train.lcm import load_teacher
+from zoo.train.distil import load_teacher
 from zoo.train.methods import weights_of, write_base
 from zoo.train.recipe import read_toml
 from zoo.train.ship import ShipRecipe, Source, add_adapters, assemble

@@ -276,6 +276,6 @@ def test_the_projects_recipe_is_a_recipe() -> None:
     assert all((ROOT / path).is_file() for path in recipe.recipes)
     trained = [read_toml(ROOT / path) for path in recipe.recipes]
     left = {Path(str(said.get("out", f"runs/{said['part']}"))) / "final" for said in trained}
-    needed = {source.run for source in recipe.sources if source.run}
+    needed = {source.run for source in recipe.sources() if source.run}
     assert len(needed) == 4
     assert needed <= left, "every run that it is made of is one of the recipes that it names"

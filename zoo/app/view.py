@@ -44,7 +44,11 @@ def pictures(drawings: Sequence[Drawing], saved: Sequence[Sequence[Path]]) -> st
             _figures(
                 _figure(path.read_bytes(), image, f"{drawing.model}: {prompt}", _caption(drawing, prompt, seed))
                 for path, image, prompt, seed in zip(
-                    paths, drawing.result.images, drawing.result.prompts, drawing.result.seeds, strict=False
+                    paths,
+                    drawing.result.images,
+                    drawing.result.prompts,
+                    drawing.result.seeds,
+                    strict=False,  # films and the sheet follow
                 )
             ),
         )

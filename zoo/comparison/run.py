@@ -124,7 +124,7 @@ def compare(
         seeds=tuple(seeds),
         machine=_machine(place),
         notes=tuple(_notes(asked, equal, rows)),
-        drawn=None if asked.fresh is None else asked.fresh.drawn.figures(asked.fresh.drawn_score),
+        drawn=None if asked.fresh is None else asked.fresh.expected,
     )
     if out is not None:
         found.save(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from torch import Tensor
 from zoo.diffusion.schedule import Schedule
 
 End = Literal["zero", "sigma_min"]
+SPACING = re.compile(r"(\w+)(?:\+(\d+)|\*(\d+(?:\.\d+)?))?")  # a name, and an offset or a factor
 
 
 class Point(NamedTuple):
@@ -123,7 +125,8 @@ def make_grid(schedule: Schedule, steps: int, spacing: str = "trailing", end: En
     """A grid of `steps` steps.
 
     spacing: leading, linspace, trailing or lcm (whole times), karras or uniform_lambda (times between allowed). The
-        first may be followed by an offset added to every time: "leading+1".
+        whole times may be followed by an offset added to each, "leading+1", or by a factor on each noise level,
+        sigma / alpha, but the first, rounded to whole times: "trailing*2" stops more where it is still noisy.
     end: "zero" goes to clean data, "sigma_min" stops at the schedule's least noise (time 0). A spacing that reaches
         time 0 by itself then gets one point more; leading without an offset ends with an empty step, as published.
 
@@ -131,13 +134,14 @@ def make_grid(schedule: Schedule, steps: int, spacing: str = "trailing", end: En
         ValueError: unknown spacing or end, steps < 1, more whole times than the schedule has, or a continuous spacing
             of a schedule that begins with pure noise (infinite sigma / alpha).
     """
-    name, _, offset = spacing.partition("+")
-    known = DISCRETE | CONTINUOUS
-    if name not in known or (offset and not (offset.isdecimal() and name in DISCRETE)):
+    known, form = DISCRETE | CONTINUOUS, SPACING.fullmatch(spacing)
+    name, offset, factor = form.groups() if form else (spacing, None, None)
+    if name not in known or ((offset or factor) and name not in DISCRETE) or (factor and float(factor) == 0):
         near = get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}? " if near and near[0] != name else ""
         raise ValueError(
-            f"unknown spacing {spacing!r}; {hint}there are {', '.join(known)}, and offsets as in 'leading+1'"
+            f"unknown spacing {spacing!r}; {hint}there are {', '.join(known)}, offsets as in 'leading+1' and factors "
+            "as in 'trailing*2'"
         )
     if end not in get_args(End):
         raise ValueError(f"a grid ends at one of {', '.join(get_args(End))}, got {end!r}")
@@ -164,4 +168,13 @@ def make_grid(schedule: Schedule, steps: int, spacing: str = "trailing", end: En
     times = [t + int(offset or 0) for t in times[:-1]] + times[-1:]
     if times[0] > schedule.steps - 1:
         raise ValueError(f"spacing {spacing!r} with {steps} steps begins at {times[0]:.0f}, past {schedule.steps - 1}")
+    if factor:
+        times = [times[0], *_multiplied(schedule, times[1:], float(factor))]
+        if len(set(times)) < len(times):
+            raise ValueError(f"spacing {spacing!r} has fewer than {steps} whole times; take fewer, or a milder factor")
     return Grid.at(schedule, times)
+
+
+def _multiplied(schedule: Schedule, times: Sequence[float], factor: float) -> list[float]:
+    """The whole times at which the noise levels of `times` are `factor` times as high (arXiv 2301.11093)."""
+    return schedule.time_at(schedule.lambda_at(torch.tensor(times)) - math.log(factor)).round().tolist()

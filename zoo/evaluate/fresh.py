@@ -61,6 +61,11 @@ class Fresh:
     drawn: Closeness
     drawn_score: float
 
+    @property
+    def expected(self) -> dict[str, float | None]:
+        """The figures of drawings in place of a model's pictures."""
+        return self.drawn.figures(self.drawn_score)
+
 
 def fresh(clip: Clip, n: int, *, seed: int = 0, language: Language = "en") -> Fresh:
     """`n` prompts of seen combinations, and the drawings of `n` scenes that are not those of the prompts.

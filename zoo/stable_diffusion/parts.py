@@ -239,16 +239,14 @@ class VaeDecoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object]) -> VaeDecoder:
-        """The decoder of a model folder, or of one that holds a VAE alone.
+        """The decoder of a model folder, or of one that a training run exported.
 
         Raises:
             ValueError: the arguments or the tensors do not fit, or the file is damaged.
         """
         config = VAEConfig.model_validate(arguments)
-        path = folder / VAE_FILE if (folder / VAE_FILE).is_file() else folder / VAE_FILE.name
-        vae = tensors.load(lambda: VAE(config), path)
-        found = cls(vae)
-        found.spaces = tensors.spaces(path)
+        found = cls(tensors.load(lambda: VAE(config), folder / VAE_FILE))
+        found.spaces = tensors.spaces(folder / VAE_FILE)
         return found
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:

@@ -29,6 +29,7 @@ PARTS = {
     "map": "zoo.train.map:MapTask",
     "lcm": "zoo.train.lcm:LcmTask",
     "lcm-lora": "zoo.train.lcm:LcmLoraTask",
+    "phases-lora": "zoo.train.phases:PhasesTask",
     "adapter": "zoo.train.personalise:AdapterTask",
     "diffusion-prior": "zoo.train.prior:DiffusionPriorTask",
     "autoregressive-prior": "zoo.train.prior:AutoregressivePriorTask",

@@ -159,8 +159,7 @@ def distances(pipe: Pipeline, clip: Clip, n: int) -> dict[str, JsonValue]:
 
     held = fresh.fresh(clip, n)
     made = fresh.measure(lambda said, seeds: pipe(said, n=1, seed=seeds, progress=False).tensor, clip, held)
-    drawn = held.drawn.figures(held.drawn_score)
-    return {"scenes": n, "made": cast(JsonValue, _rounded(made)), "drawn": cast(JsonValue, _rounded(drawn))}
+    return {"scenes": n, "made": cast(JsonValue, _rounded(made)), "drawn": cast(JsonValue, _rounded(held.expected))}
 
 
 def _rounded(figures: Mapping[str, float | None]) -> dict[str, float]:

@@ -13,7 +13,7 @@ encoder has never met says next to nothing to the generator by itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -79,9 +79,9 @@ class FullTable(Table):
     parts: tuple[Role, ...] = Field(("generator",), min_length=1)
 
 
-def weights_of(pipe: Pipeline, roles: Iterable[Role] = ROLES) -> dict[Role, str]:
-    """Names the weights of these parts of a pipeline, in the order of `ROLES`; of parts without any, nothing."""
-    parts = {role: getattr(pipe, role) for role in ROLES if role in {*roles}}
+def weights_of(pipe: Pipeline) -> dict[Role, str]:
+    """Names the weights of each part of a pipeline that has any."""
+    parts = {role: getattr(pipe, role) for role in ROLES}
     return {role: tensors.fingerprint(part.state_dict()) for role, part in parts.items() if isinstance(part, nn.Module)}
 
 
@@ -94,10 +94,10 @@ def write_base(weights: Mapping[Role, str], changed: Collection[Role], folder: P
     (folder / BASE).write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
 
 
-def goes_with(folder: Path, pipe: Pipeline) -> bool:
-    """Whether the adapter that a run left in this folder was trained on the weights of this pipeline."""
-    said = json.loads((folder / BASE).read_text("utf-8"))
-    return bool(said == weights_of(pipe, said))
+def goes_with(folder: Path, weights: Mapping[Role, str]) -> bool:
+    """Whether the adapter that a run left in this folder was trained on these weights, as `weights_of` names them."""
+    said: dict[Role, str] = json.loads((folder / BASE).read_text("utf-8"))
+    return said.items() <= weights.items()
 
 
 def networks(pipe: Pipeline, target: str) -> dict[str, tuple[Role, Adaptable]]:

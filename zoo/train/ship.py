@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -26,7 +26,7 @@ from zoo.loading import load
 from zoo.train.checkpoint import replacing
 from zoo.train.loop import STORY, cost
 from zoo.train.measure import MEASURES, Measuring, measure
-from zoo.train.methods import BASE, goes_with
+from zoo.train.methods import BASE, goes_with, weights_of
 from zoo.train.recipe import read_toml
 
 TRAINED: Mapping[Role, tuple[str, ...]] = {  # trainings whose results are in a part of a base
@@ -100,16 +100,21 @@ class ShipRecipe(Measuring):
             raise ValueError(f"generator = {self.generator!r} is none of its variants: {', '.join(varied) or 'none'}")
         return self
 
-    @property
-    def sources(self) -> list[Source]:
-        varied = [source for sources in self.variants.values() for source in sources.values()]
-        own = [] if isinstance(self.generator, str) else [self.generator]
-        return [self.text_encoder, *own, self.decoder, *varied]
+    def sources(self, but: Collection[Role] = ()) -> list[Source]:
+        """Where the parts come from, variants included, `but` those of some roles."""
+        roles = [role for role in configs.ROLES if role not in but]
+        own = [source for role in roles if isinstance(source := getattr(self, role), Source)]
+        return [*own, *(source for role in roles for source in self.variants.get(role, {}).values())]
 
 
-def assemble(recipe: ShipRecipe) -> Path:
-    """Write the model folder, tensors in `bits`, and the folders it shares; returns the model's."""
+def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path:
+    """Write the model folder, tensors in `bits`, and the folders it shares; returns the model's.
+
+    only: the roles whose parts are written; the others stay as the folder has them.
+    """
     folder = recipe.out / recipe.name
+    kept = [role for role in configs.ROLES if role not in only]
+    before = configs.read(folder) if kept else None
     folder.mkdir(parents=True, exist_ok=True)
     roles: dict[Role, Source | str] = {
         "text_encoder": recipe.text_encoder,
@@ -119,11 +124,16 @@ def assemble(recipe: ShipRecipe) -> Path:
     variants = {
         role: {name: _part(folder, role, source, recipe.bits, name) for name, source in sources.items()}
         for role, sources in recipe.variants.items()
+        if role in only
     }
     parts = {
         role: variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.bits)
         for role, source in roles.items()
+        if role in only
     }
+    if before is not None:
+        parts |= {role: before.part(role) for role in kept}
+        variants |= {role: dict(before.variants[role]) for role in kept if role in before.variants}
     looks = parts["text_encoder"] if recipe.image_encoder else None
     if looks is not None and looks.shared is None:
         raise ValueError("image_encoder = true needs a text encoder that is part of a whole, shared CLIP")
@@ -134,7 +144,7 @@ def assemble(recipe: ShipRecipe) -> Path:
             **parts,
             "variants": variants,
             "image_encoder": looks and looks.model_copy(update={"kind": "clip", "arguments": {}}),
-            "training": training(recipe),
+            "training": training(recipe, before, kept),
         }
     )
     shutil.rmtree(folder / configs.ADAPTERS, ignore_errors=True)  # they were made for the model of before
@@ -150,11 +160,11 @@ def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
         ValueError: a run left nothing that can be added, or was of another model.
     """
     told = {}
-    pipe = load(folder, device="cpu")
+    weights_there = weights_of(load(folder, device="cpu"))
     for name, adapter in recipe.adapters.items():
         if not (adapter.run / BASE).is_file():
             raise ValueError(f"{adapter.run} holds no adapter: train it first")
-        if not goes_with(adapter.run, pipe):
+        if not goes_with(adapter.run, weights_there):
             raise ValueError(f"{adapter.run} was trained on other weights than those in {folder}: train it again")
         locate(adapter.run)  # there is one that `load_adapter` finds
         files = sorted(adapter.run.glob("*.safetensors"))
@@ -243,10 +253,17 @@ def _tell_sharers(shelf: Path, shared: str) -> None:
                 weights.write_config(path.parent, new)
 
 
-def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
-    """What each part has cost, with what it began with: steps, images seen, minutes."""
+def training(
+    recipe: ShipRecipe, before: ModelConfig | None = None, kept: Collection[Role] = ()
+) -> dict[str, JsonValue]:
+    """What each part has cost, with what it began with: steps, images seen, minutes.
+
+    Of the roles that are `kept`, what the folder said `before`.
+    """
     said: dict[str, JsonValue] = {}
-    for role in configs.ROLES:
+    if before is not None:
+        said |= {part: told for role in kept for part, told in before.training.items() if part in TRAINED[role]}
+    for role in (role for role in configs.ROLES if role not in kept):
         source = getattr(recipe, role)
         if isinstance(source, Source) and source.base is not None:
             base = configs.read(recipe.out / source.base)
@@ -256,7 +273,7 @@ def training(recipe: ShipRecipe) -> dict[str, JsonValue]:
         if isinstance(source, Source) and source.upsamplers is not None:
             stages = configs.read(recipe.out / source.upsamplers).training
             said |= {part: told for part, told in stages.items() if part == "super-resolution"}
-    for source in recipe.sources:
+    for source in recipe.sources(kept):
         if source.run is not None:
             story = json.loads((source.run / STORY).read_text("utf-8"))
             said[story["recipe"]["part"]] = dict(cost(story))
@@ -272,12 +289,15 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="the folder to write the model's into, in place of the recipe's")
     parser.add_argument("--keep", action="store_true", help="measure the folder as it is, without writing it anew")
+    parser.add_argument(
+        "--only", nargs="+", choices=configs.ROLES, help="write the parts of these roles, and leave the others alone"
+    )
     parser.add_argument("--adapters", action="store_true", help="add the recipe's adapters, trained on this very model")
     arguments = parser.parse_args()
     recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
     if arguments.out is not None:
         recipe = recipe.model_copy(update={"out": arguments.out})
-    folder = recipe.out / recipe.name if arguments.keep else assemble(recipe)
+    folder = recipe.out / recipe.name if arguments.keep else assemble(recipe, arguments.only or configs.ROLES)
     if arguments.adapters:
         add_adapters(folder, recipe)
     if arguments.measure is not None:

@@ -19,7 +19,7 @@ from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.noise import ImageNoise
 from zoo.diffusion.sample import sample
 from zoo.interface import Conditioning
-from zoo.stable_diffusion.parts import UNET, GeneratorConfig, LatentGenerator, VaeDecoder
+from zoo.stable_diffusion.parts import UNET, GeneratorConfig, LatentGenerator
 from zoo.stable_diffusion.unet import UNet, UNetConfig
 from zoo.stable_diffusion.vae import VAE
 from zoo.train import vae as autoencoder
@@ -52,10 +52,10 @@ class LatentTask(PromptTask[LatentRecipeT]):
     def __init__(self, recipe: LatentRecipeT, device: torch.device, unet: UNetConfig) -> None:
         self.unet = unet
         try:
-            self.vae = autoencoder.load(recipe.vae).to(device)
+            decoder = autoencoder.load_part(recipe.vae)
         except ValueError as error:
             raise RecipeError(str(error)) from None
-        self.space = VaeDecoder(self.vae).needs.space
+        self.vae, self.space = decoder.vae.to(device), decoder.needs.space
         super().__init__(recipe, device)
         with torch.no_grad(), self.autocast():
             self.latents = latents(self.scenes, self.vae, self.space, device)

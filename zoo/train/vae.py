@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from zoo import tensors
 from zoo.data.draw import render
 from zoo.data.scenes import random_scene
+from zoo.stable_diffusion.parts import VAE_FILE, VaeDecoder
 from zoo.stable_diffusion.vae import VAE, VAEConfig
 from zoo.train.cache import SceneData, picked, scenes
 from zoo.train.recipe import Recipe, RecipeError
@@ -26,7 +27,6 @@ FRESH = 256  # scenes that PSNR and latent scale are measured on, drawn from a s
 SHOWN = 16
 STRIPE = (0.04, 0.25)  # half the width of a stripe of another hue, of half a picture
 DARKEST = 0.5  # of pictures in other hues, as a factor
-WEIGHTS = "model.safetensors"
 
 
 class VaeRecipe(Recipe):
@@ -104,7 +104,7 @@ class VaeTask(Task[VaeRecipe]):
         return nn.ModuleDict(parts)
 
     def start(self, model: nn.Module, folder: Path) -> None:
-        tensors.assign(_vae(model), tensors.read(folder / "model.safetensors"), source=folder)
+        tensors.assign(_vae(model), tensors.read(folder / VAE_FILE), source=folder / VAE_FILE)
 
     def compile(self, model: nn.Module) -> None:
         vae = _vae(model)
@@ -167,7 +167,8 @@ class VaeTask(Task[VaeRecipe]):
                 latents = torch.cat([vae.encode(part).mean for part in self.fresh.split(64)])
             config |= {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        tensors.write(folder / WEIGHTS, vae.state_dict(), torch.float16)
+        (folder / VAE_FILE).parent.mkdir()
+        tensors.write(folder / VAE_FILE, vae.state_dict(), torch.float16)
 
 
 def load(folder: str | Path) -> VAE:
@@ -176,9 +177,12 @@ def load(folder: str | Path) -> VAE:
     Raises:
         ValueError: a file is missing or does not fit.
     """
-    config, path = read_config(folder), Path(folder) / WEIGHTS
-    vae = tensors.load(lambda: VAE(config), path)
-    return vae.requires_grad_(False).eval()
+    return load_part(folder).vae
+
+
+def load_part(folder: str | Path) -> VaeDecoder:
+    """The same as a part, which knows the name of its latent space."""
+    return VaeDecoder.load(Path(folder), read_config(folder).model_dump())
 
 
 def read_config(folder: str | Path) -> VAEConfig:

@@ -21,7 +21,9 @@ from zoo.interface import Conditioning, Sampling
 from zoo.stable_diffusion.parts import UNET, LatentGenerator, VaeDecoder
 from zoo.text.clip import ClipTextEncoder
 from zoo.train import RecipeError, checkpoint, lcm, run, vae
-from zoo.train.methods import goes_with
+from zoo.train.distil import load_teacher
+from zoo.train.methods import goes_with, weights_of
+from zoo.train.phases import PhasesTask
 from zoo.train.task import Batch
 from zoo.weights import save_model
 
@@ -46,6 +48,7 @@ workers = 1
 
 
 LORA = LCM.replace('"lcm"', '"lcm-lora"').replace("guidance_width = 16", "rank = 2")
+PHASES = LORA.replace("lcm-lora", "phases-lora").replace("skip = 100", "substeps = 2")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,7 @@ def teacher(home: Path) -> Path:
         patch.setattr("zoo.train.cache.PROBED", 2)
         (home / "lcm.toml").write_text(LCM, encoding="utf-8")
         (home / "lcm-lora.toml").write_text(LORA, encoding="utf-8")
+        (home / "phases-lora.toml").write_text(PHASES, encoding="utf-8")
         frozen = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}"]
         return run(home / "unet.toml", [f"out={home / 'teacher'}", "judged=0", *frozen], device="cpu").folder
 
@@ -115,9 +119,9 @@ def test_a_student_begins_as_its_teacher(home: Path, teacher: Path, overrides: l
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("kind", [lcm.LcmTask, lcm.LcmLoraTask])
+@pytest.mark.parametrize("kind", [lcm.LcmTask, lcm.LcmLoraTask, PhasesTask])
 def test_a_resumed_distillation_is_the_uninterrupted_one_bit_for_bit(
-    kind: type[lcm.LcmTask | lcm.LcmLoraTask],
+    kind: type[lcm.LcmTask | lcm.LcmLoraTask | PhasesTask],
     home: Path,
     model: Path,
     overrides: list[str],
@@ -132,9 +136,10 @@ def test_a_resumed_distillation_is_the_uninterrupted_one_bit_for_bit(
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(task, step, rng)
 
-    recipe = home / "lcm.toml"
-    if kind is lcm.LcmLoraTask:
-        recipe, overrides = home / "lcm-lora.toml", [f"teacher={model}", *overrides[1:]]
+    name = {lcm.LcmTask: "lcm", lcm.LcmLoraTask: "lcm-lora", PhasesTask: "phases-lora"}[kind]
+    recipe = home / f"{name}.toml"
+    if kind is not lcm.LcmTask:
+        overrides = [f"teacher={model}", *overrides[1:]]
     whole, halves = [*overrides, f"out={tmp_path / 'whole'}"], [*overrides, f"out={tmp_path / 'halves'}"]
     run(recipe, whole, device="cpu")
     with monkeypatch.context() as patch:
@@ -159,28 +164,29 @@ def test_the_target_is_the_running_average(home: Path, overrides: list[str], tmp
     assert not torch.equal(one, two)  # the average is not only what ships: it moved the student
 
 
+@pytest.mark.parametrize(("part", "sampler", "spacing"), [("lcm", "lcm", "lcm"), ("phases", "ddim", "trailing*2")])
 def test_a_lora_is_distilled_and_draws_in_single_calls(
-    home: Path, model: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, model: Path, overrides: list[str], tmp_path: Path, part: str, sampler: str, spacing: str
 ) -> None:
-    settings = [f"teacher={model}", *overrides[1:], f"out={tmp_path / 'out'}"]
-    summary = run(home / "lcm-lora.toml", settings, device="cpu")
+    recipe, settings = home / f"{part}-lora.toml", [f"teacher={model}", *overrides[1:], f"out={tmp_path / 'out'}"]
+    summary = run(recipe, settings, device="cpu")
     assert (tmp_path / "out" / "samples" / "00000006.png").is_file()
     pipe = zoo.load(model, device="cpu")
-    assert goes_with(summary.folder, pipe)  # the teacher is as it was
+    assert goes_with(summary.folder, weights_of(pipe))  # the teacher is as it was
 
-    asked = {"n": 1, "seed": [0, 1], "steps": 4, "sampler": "lcm", "spacing": "lcm", "progress": False}
+    asked = {"n": 1, "seed": [0, 1], "steps": 4, "sampler": sampler, "spacing": spacing, "progress": False}
     plain = pipe(["a red star", "a blue star"], guidance=1.0, **asked).tensor
-    pipe.load_lora(summary.folder, name="lcm")
-    assert pipe.adapters()["lcm"].modules["unet"] > 10
+    pipe.load_lora(summary.folder, name="few")
+    assert pipe.adapters()["few"].modules["unet"] > 10
     calls = list[int]()
     network = pipe.generator.denoiser.network  # type: ignore[attr-defined]
     network.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    made = pipe(["a red star", "a blue star"], guidance=1.0, adapters={"lcm": 1.0}, **asked).tensor
+    made = pipe(["a red star", "a blue star"], guidance=1.0, adapters={"few": 1.0}, **asked).tensor
     assert calls == [2] * 4
     assert not torch.equal(made, plain)
 
     again = run(
-        home / "lcm-lora.toml",
+        recipe,
         [*settings[:-1], f"out={tmp_path / 'again'}", f"init={summary.folder}", "steps=1", "optimiser.lr=1e-12"],
         device="cpu",
     )
@@ -235,7 +241,23 @@ def test_another_text_space_than_the_teachers_is_refused(
 def test_a_model_folder_is_a_teacher_and_a_student_is_none(
     home: Path, overrides: list[str], tiny_models: Path, tmp_path: Path
 ) -> None:
-    assert lcm.load_teacher(tiny_models / "tiny").config.guidance_range is None
+    assert load_teacher(tiny_models / "tiny").config.guidance_range is None
     student = run(home / "lcm.toml", [*overrides, f"out={tmp_path / 'out'}", "steps=1"], device="cpu").folder
     with pytest.raises(RecipeError, match="cannot be distilled"):
-        lcm.load_teacher(student)
+        load_teacher(student)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("solver=ddpm", "solver = 'ddpm'"),
+        ("spacing=sideways", "stops = 4, spacing = 'sideways': unknown spacing"),
+        ("substeps=300", "no room for 300 steps"),
+        ("skip=100", "unknown key skip"),
+    ],
+)
+def test_recipes_of_phases_that_cannot_be(
+    home: Path, model: Path, overrides: list[str], tmp_path: Path, override: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        run(home / "phases-lora.toml", [f"teacher={model}", *overrides[1:], f"out={tmp_path}", override], device="cpu")
