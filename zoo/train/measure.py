@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
 from zoo import config as configs
-from zoo import model_card, weights
+from zoo import weights
 from zoo.clip import Clip
-from zoo.config import ModelConfig
 from zoo.dalle2.decoder import UnclipDecoder
 from zoo.diffusion.noise import ImageNoise
 from zoo.gan.parts import GanGenerator
@@ -29,11 +28,10 @@ from zoo.sheet import tensor_sheet
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.stable_diffusion.vae import VAE
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import marked, unclip_measures
+from zoo.train import results, unclip_measures
 from zoo.train.checkpoint import replacing
 
 SAMPLES, STRIPS = "samples.webp", "strips.webp"
-RESULTS = Path("results")  # of a checkout: a CSV for each shipped model
 
 
 class Measuring(BaseModel):
@@ -112,9 +110,8 @@ def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> 
     config = configs.read(folder)
     config = config.model_copy(update={"results": config.results | found})
     weights.write_config(folder, config)
-    write_scores(Path("README.md"), config)
-    if RESULTS.is_dir():
-        (RESULTS / f"{config.name}.csv").write_text(model_card.results_csv(config), "utf-8")
+    if results.RESULTS.is_dir():  # in a checkout, which tells of its models in other places too
+        results.write(Path())
 
 
 def of_dalle2(folder: Path, pipe: Pipeline, recipe: Measuring, what: Sequence[str]) -> dict[str, JsonValue]:
@@ -192,12 +189,6 @@ def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:
     """Images [batch, 3, height, width] in [0, 1] encoded and decoded."""
     made = vae.decode(vae.encode(images * 2 - 1).mean)
     return ((made + 1) / 2).clamp(0, 1)
-
-
-def write_scores(readme: Path, config: ModelConfig) -> None:
-    """Put the model's scores between the README's marks for them, where it has such marks."""
-    begin, end = f"<!-- scores of {config.name}: written by `python -m zoo.train.ship` -->\n", "<!-- end of scores -->"
-    marked.fill(readme, begin, end, model_card.scores(config))
 
 
 def parameters(pipe: Pipeline) -> dict[str, JsonValue]:

@@ -1,8 +1,8 @@
 """What the shipped models' configs hold, written where people look: `make results`, or `python -m zoo.train.results`.
 
-The results in a config are the only ones that are measured and stored; results/<model>.csv, the cards and the tables of
-the README, and that of docs/diffusion-against-gan.md, are rendered from them. The table of docs/text-encoders.md is
-rendered from what `zoo.train.swap` saved.
+The results in a config are the only ones that are measured and stored. results/<model>.csv, the cards, the tables of
+README.md and docs/diffusion-against-gan.md are rendered from them; that of docs/text-encoders.md is rendered from what
+`zoo.train.swap` saved.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from zoo import config as configs
 from zoo import model_card
 from zoo.config import ModelConfig
-from zoo.train import rivals, swap
-from zoo.train.measure import RESULTS, write_scores
+from zoo.train import overview, rivals, swap
 
 CARD = "README.md"
+RESULTS = Path("results")  # of a checkout: a CSV for each shipped model
 
 
 def shipped(root: Path) -> list[tuple[Path, ModelConfig]]:
@@ -28,7 +28,7 @@ def shipped(root: Path) -> list[tuple[Path, ModelConfig]]:
 
 
 def write(root: Path) -> list[Path]:
-    """Write every model's CSV and card and the README's tables anew; returns the CSVs and the cards."""
+    """Write every model's CSV and card and the tables of pages anew; returns the CSVs and the cards."""
     (root / RESULTS).mkdir(exist_ok=True)
     models = shipped(root)
     for stale in {*root.glob(f"{RESULTS}/*.csv")} - {root / RESULTS / f"{config.name}.csv" for _, config in models}:
@@ -39,25 +39,23 @@ def write(root: Path) -> list[Path]:
         texts |= {folder / CARD: model_card.render(config)}
         for path, text in texts.items():
             path.write_text(text, "utf-8")
-        write_scores(root / CARD, config)
         written += texts
-    rivals.write(root, [config for _, config in models])
+    for page in (overview, rivals):
+        page.write(root, [config for _, config in models])
     swap.write(root)
     return written
 
 
 def disagreements(root: Path) -> list[str]:
     """Each file that says other than the configs do: a CSV, a card or the README, or one that is missing or stale."""
-    readme = (root / CARD).read_text("utf-8")
     models = shipped(root)
     wrong = []
     for folder, config in models:
         texts = {root / RESULTS / f"{config.name}.csv": model_card.results_csv(config)}
         texts |= {folder / CARD: model_card.render(config)}
         wrong += [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
-        wrong += [root / CARD] if model_card.scores(config) not in readme else []
+    wrong += [root / page.PAGE for page in (overview, rivals) if page.stale(root, [config for _, config in models])]
     wrong += [root / swap.PAGE] if swap.stale(root) else []
-    wrong += [root / rivals.PAGE] if rivals.stale(root, [config for _, config in models]) else []
     known = {config.name for _, config in models}
     wrong += [path for path in root.glob(f"{RESULTS}/*.csv") if path.stem not in known]
     return [f"{path.relative_to(root)} is not what the configs hold: run `make results`" for path in wrong]

@@ -1,0 +1,53 @@
+"""The README's table of all shipped models, from what their configs hold; `make results` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.config import ModelConfig
+from zoo.markdown import table, with_interval
+from zoo.model_card import SPLITS
+from zoo.train import marked
+
+PAGE = Path("README.md")
+MARKS = ("<!-- scores: written by `make results` -->\n", "<!-- end of scores -->")
+COLUMNS = [(split, language) for split in SPLITS for language in ("en", "zh")]
+
+
+def compared(models: Sequence[ModelConfig]) -> str:
+    """A row a model, those that obey best first: overall scores, steps, seconds a picture, parameters of all parts."""
+    titles = [f"{SPLITS[split]}, {language}" for split, language in COLUMNS]
+    head = ("", *titles, "steps", "seconds a picture", "M parameters")
+    return table(head, [_row(model) for model in sorted(models, key=_seen, reverse=True)])
+
+
+def write(root: Path, models: Sequence[ModelConfig]) -> None:
+    """Write the README's table in a checkout anew."""
+    marked.fill(root / PAGE, *MARKS, compared(models))
+
+
+def stale(root: Path, models: Sequence[ModelConfig]) -> bool:
+    """Whether the README of a checkout says other than the configs do."""
+    return marked.stale(root / PAGE, *MARKS, compared(models))
+
+
+def _seen(model: ModelConfig) -> float:
+    evaluated: Any = model.results.get("evaluation", {})
+    return float(evaluated.get("overall", {}).get("seen", {}).get("en", 0))
+
+
+def _row(model: ModelConfig) -> tuple[object, ...]:
+    results: Any = model.results
+    evaluated = results.get("evaluation", {})
+    right, within = evaluated.get("overall", {}), evaluated.get("intervals", {}).get("overall", {})
+    shares = [with_interval(right.get(part, {}).get(said), within.get(part, {}).get(said)) for part, said in COLUMNS]
+    parameters = results.get("parameters")
+    return (
+        f"[{model.name}](weights/{model.name}/README.md)",
+        *shares,
+        model.defaults.steps,
+        results.get("seconds_per_image"),
+        None if parameters is None else round(sum(parameters.values()) / 1e6, 1),
+    )
