@@ -188,7 +188,7 @@ def test_a_part_can_start_from_exported_weights(home: Path, part: str) -> None:
     run(
         home / f"{part}.toml", [f"out={second}", f"init={first / 'final'}", "optimiser.lr=1e-12", *frozen], device="cpu"
     )
-    name = "unet/model.safetensors" if part == "unet" else "model.safetensors"
+    name = f"{part}/model.safetensors"
     before, after = load_file(first / "final" / name), load_file(second / "final" / name)
     assert before.keys() == after.keys()
     for key in before:  # an export folds the latents' new mean and deviation into the 1x1 convolutions
