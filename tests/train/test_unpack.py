@@ -78,10 +78,14 @@ def test_a_generator_alone_takes_the_place_of_the_old_one(home: Path, shipped: S
     shutil.copytree(shipped.out, shelf)
     run(home / "unet.toml", [*_between(home / "vae", home / "text"), f"out={tmp_path / 'new'}", "seed=1"], device="cpu")
     source = {"generator": {"kind": "latent-diffusion", "run": tmp_path / "new" / "final"}, "out": shelf}
+    config = json.loads((shelf / "small" / "config.json").read_text("utf-8"))
+    config["results"] = {"psnr": 31.5, "seconds_per_image": 0.5}  # of the VAE alone, and of all parts
+    (shelf / "small" / "config.json").write_text(json.dumps(config), "utf-8")
     before = configs.read(shelf / "small")
     after = configs.read(assemble(ShipRecipe.model_validate(shipped.model_dump() | source), ["generator"]))
     assert after.generator.files != before.generator.files
     assert (after.text_encoder, after.decoder) == (before.text_encoder, before.decoder)
+    assert after.results == {"psnr": 31.5}
     assert {part: after.training[part] for part in ("clip", "vae")} == {
         part: before.training[part] for part in ("clip", "vae")
     }

@@ -85,8 +85,6 @@ class LoraDistillation(Distillation[LoraT]):
     """One network three times: alone it is the teacher, with the LoRA the student, with its average the target."""
 
     def __init__(self, recipe: LoraT, device: torch.device) -> None:
-        if recipe.compile:
-            raise RecipeError("compile = true does not go with a LoRA, which acts beside the network's own modules")
         try:
             pipe = load(recipe.teacher, device="cpu")
         except ValueError as error:

@@ -122,6 +122,11 @@ class LcmLoraTask(LoraDistillation[LcmLoraRecipe], Consistency[LcmLoraRecipe]):
 
     recipe_type = LcmLoraRecipe
 
+    def __init__(self, recipe: LcmLoraRecipe, device: torch.device) -> None:
+        if recipe.compile:
+            raise RecipeError("compile = true does not go with a LoRA, which acts beside the network's own modules")
+        super().__init__(recipe, device)
+
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         return self.consistency(self.student, batch, (self.recipe.guidance,) * 2)
 

@@ -5,8 +5,10 @@ A LoRA beside the teacher's network (part "phases-lora"): see `zoo.diffusion.pha
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -35,6 +37,8 @@ class PhasesTask(LoraDistillation[PhasesRecipe]):
 
     def __init__(self, recipe: PhasesRecipe, device: torch.device) -> None:
         super().__init__(recipe, device)
+        if recipe.compile:  # which goes with nothing that acts beside the network's own modules
+            self.teacher = copy.deepcopy(self.teacher)
         try:
             self.walks = phases(self.taught.config.schedule, self.sampling, recipe.substeps)
         except ValueError as error:
@@ -45,18 +49,26 @@ class PhasesTask(LoraDistillation[PhasesRecipe]):
     def sampling(self) -> Sampling:
         return Sampling(steps=self.recipe.stops, sampler="ddim", spacing=self.recipe.spacing, guidance=1.0)
 
+    def compile(self, model: nn.Module) -> None:
+        """The teacher alone, which most of the time is spent on."""
+        super().compile(self.teacher)
+
+    def batch(self, step: int, rng: np.random.Generator) -> Batch:
+        """The same phase for all, and for all processes that share the batch, since some take longer than others."""
+        batch = super().batch(step, rng)
+        return batch | {"phase": torch.full((self.recipe.batch,), int(rng.integers(len(self.walks))))}
+
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         x0, text = self.clean(batch)
-        phase = int(torch.randint(len(self.walks), ()))  # the loop has seeded torch for this step
         value = loss(
             self.student,
             self.teacher,
             x0,
             text,
             self.null,
-            self.walks[phase],
+            self.walks[int(batch["phase"][0])],
             self.led,
             huber=self.recipe.huber,
-            generator=torch.default_generator,
+            generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step
         )
         return value, {}

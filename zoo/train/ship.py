@@ -35,6 +35,8 @@ TRAINED: Mapping[Role, tuple[str, ...]] = {  # trainings whose results are in a 
     "decoder": ("vae", "super-resolution"),
 }
 
+MEASURED_OF: Mapping[str, Role] = {"gates": "text_encoder", "psnr": "decoder", "enlarging": "decoder"}  # one part alone
+
 
 class Source(BaseModel):
     """Where a part comes from: a training `run` that exported it, or the shipped model `base`, whose files it shares.
@@ -110,7 +112,7 @@ class ShipRecipe(Measuring):
 def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path:
     """Write the model folder, tensors in `bits`, and the folders it shares; returns the model's.
 
-    only: the roles whose parts are written; the others stay as the folder has them.
+    only: the roles whose parts are written; the others stay as they are, with what was measured of them alone.
     """
     folder = recipe.out / recipe.name
     kept = [role for role in configs.ROLES if role not in only]
@@ -121,19 +123,15 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
         "generator": recipe.generator,
         "decoder": recipe.decoder,
     }
-    variants = {
-        role: {name: _part(folder, role, source, recipe.bits, name) for name, source in sources.items()}
-        for role, sources in recipe.variants.items()
-        if role in only
-    }
-    parts = {
-        role: variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.bits)
-        for role, source in roles.items()
-        if role in only
-    }
-    if before is not None:
-        parts |= {role: before.part(role) for role in kept}
-        variants |= {role: dict(before.variants[role]) for role in kept if role in before.variants}
+    parts: dict[Role, PartConfig] = {}
+    variants: dict[Role, dict[str, PartConfig]] = {}
+    for role, source in roles.items():
+        if before is not None and role in kept:
+            parts[role], variants[role] = before.part(role), before.variants.get(role, {})
+            continue
+        varied = recipe.variants.get(role, {})
+        variants[role] = {name: _part(folder, role, source, recipe.bits, name) for name, source in varied.items()}
+        parts[role] = variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.bits)
     looks = parts["text_encoder"] if recipe.image_encoder else None
     if looks is not None and looks.shared is None:
         raise ValueError("image_encoder = true needs a text encoder that is part of a whole, shared CLIP")
@@ -142,15 +140,20 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
             **{field: getattr(recipe, field) for field in ("name", "family", "summary", "resolution", "defaults")},
             **{field: getattr(recipe, field) for field in ("languages", "papers", "recipes", "examples", "notes")},
             **parts,
-            "variants": variants,
+            "variants": {role: varied for role, varied in variants.items() if varied},
             "image_encoder": looks and looks.model_copy(update={"kind": "clip", "arguments": {}}),
             "training": training(recipe, before, kept),
+            "results": _of(kept, before.results) if before is not None else {},
         }
     )
     shutil.rmtree(folder / configs.ADAPTERS, ignore_errors=True)  # they were made for the model of before
     weights.write_config(folder, config)
     _tell_sharers(folder.parent, folder.name)
     return folder
+
+
+def _of(roles: Collection[Role], results: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    return {name: found for name, found in results.items() if MEASURED_OF.get(name) in roles}
 
 
 def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
