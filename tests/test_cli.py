@@ -33,7 +33,7 @@ def test_list_and_card(run: Run) -> None:
 
 def test_generate(run: Run, tmp_path: Path) -> None:
     arguments = ["-m", "tiny", "-n", "2", "--seed", "4", "--steps", "2", "--sampler", "ddim", "--guidance", "3"]
-    arguments += ["--negative", "star", "--device", "cpu"]
+    arguments += ["--negative", "star", "--device", "cpu", "--spacing", "trailing*2"]
     status, out, err = run("generate", "a red circle", "粉色的蝴蝶", *arguments, "--out", str(tmp_path))
     assert status == 0, err
     paths = [Path(line) for line in out.splitlines()]
@@ -44,6 +44,7 @@ def test_generate(run: Run, tmp_path: Path) -> None:
     assert (said["prompt"], said["negative"], said["model"], said["seed"]) == ("a red circle", "star", "tiny", "5")
     settings = json.loads(said["settings"])
     assert (settings["steps"], settings["sampler"], settings["guidance"]) == (2, "ddim", 3.0)
+    assert settings["spacing"] == "trailing*2"
     status, out, err = run("generate", "a star", *arguments, "--image", str(paths[0]), "-o", str(tmp_path))
     assert status == 0, err
 

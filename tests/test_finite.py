@@ -30,6 +30,11 @@ def test_at_once_unless_someone_looks_later(tmp_path: Path, dtype: torch.dtype) 
         load(path)
 
 
+def test_loading_may_happen_within_autocast(tmp_path: Path) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert load(stored(tmp_path / "a.safetensors", torch.float16, 1.0)).weight.dtype == torch.float32
+
+
 def test_mapped_weights_are_looked_at_later(tmp_path: Path) -> None:
     good = stored(tmp_path / "good.safetensors", torch.float32, 1.0)
     bad = stored(tmp_path / "bad.safetensors", torch.float32, math.inf)

@@ -150,7 +150,7 @@ def test_adapters_that_come_along_show(name: str) -> None:
     pipe = zoo.load(name, device="cpu")
     settings: Any = {"n": 1, "steps": 4, "progress": False}
     for adapter, said in configs.read(SHIPPED / name).adapters.items():
-        most = 2e6 if adapter == "lcm" else 1e6  # another way to draw everything, where others are one thing more
+        most = 2e6 if adapter == "four-steps" else 1e6  # it draws everything in another way, others one thing more
         assert sum((SHIPPED / name / file).stat().st_size for file in said.files) < most
         pipe.load_adapter(adapter)
         plain, adapted = (pipe(said.prompt, adapters=one, **settings).tensor for one in ({}, {adapter: 1.0}))

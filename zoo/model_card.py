@@ -8,7 +8,6 @@ import json
 from typing import Any
 
 from zoo import unclip_card
-from zoo.comparison.table import SCORES
 from zoo.config import ModelConfig
 from zoo.markdown import table, with_interval
 
@@ -231,8 +230,15 @@ def _enlarging(found: Any) -> str:
 
 
 def distances(found: Any) -> dict[str, Any]:
-    """What a set of pictures is, by what comparisons call each figure."""
-    return {column.title: found[name] for name, column in SCORES.items() if name in found}
+    """What a set of pictures is, by what each figure is called."""
+    said = {
+        "clip_score_scenes": "CLIP score",
+        "fd_clip": "FD-CLIP",
+        "kd_clip": "KD-CLIP",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    return {title: found[name] for name, title in said.items() if name in found}
 
 
 def _distances(found: Any) -> str:

@@ -24,6 +24,9 @@ def generate(
     negative: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Where the sampler stops: trailing, karras, trailing*2 ...")
+    ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of the ddim sampler, 0 to 1.")] = None,
     rescale: Annotated[float | None, typer.Option(help="Guidance rescaling, 0 to 1.")] = None,
     image: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
@@ -61,6 +64,7 @@ def generate(
     zoo generate "a red star above a blue car" -n 4 --seed 0 --steps 20 --sampler dpmpp_2m --guidance 4
     zoo generate "a cat" "粉色的蝴蝶,小精靈,卡通" --negative "night background"
     zoo generate "a cat" --adapter style.safetensors:0.8 --adapter word.safetensors
+    zoo generate "a cat" --adapter four-steps --steps 4 --sampler ddim --spacing "trailing*2" --guidance 1
     zoo generate "a red star" -n 2 --rerank 8
     zoo generate "a red star" -n 1 --film
     """
@@ -76,6 +80,7 @@ def generate(
         "seed": seed,
         "steps": steps,
         "sampler": sampler,
+        "spacing": spacing,
         "guidance": guidance,
         "negative": negative,
         "height": height,
