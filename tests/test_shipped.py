@@ -19,6 +19,7 @@ from zoo.data.scenes import Description, Item
 from zoo.evaluate.checker import judge
 from zoo.evaluate.tasks import MEAN_OF
 from zoo.pipeline import Pipeline
+from zoo.train import overview
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "weights"
@@ -117,8 +118,7 @@ def test_unknown_words_are_announced(pipe: Pipeline) -> None:
 
 def test_readme_shows_the_scores_of_the_config() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    for name in MODELS:
-        assert model_card.scores(configs.read(SHIPPED / name)) in readme
+    assert overview.compared([configs.read(SHIPPED / name) for name in MODELS]) in readme
 
 
 @pytest.mark.slow

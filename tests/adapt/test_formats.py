@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.errors import LocalEntryNotFoundError
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -264,7 +264,7 @@ def test_what_diffusers_writes(
     networks = {"unet": theirs.unet, "text_encoder": theirs.text_encoder}
     options: dict[str, object] = {}
     for part, config in configs.items():
-        networks[part].add_adapter(config, adapter_name="default")
+        inject_adapter_in_model(config, networks[part], adapter_name="default")
         options[f"{part}_lora_layers"] = get_peft_model_state_dict(randomised(networks[part]), adapter_name="default")
         if with_metadata:
             options[f"{part}_lora_adapter_metadata"] = config.to_dict()
