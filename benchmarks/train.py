@@ -57,7 +57,13 @@ def main(steps: int = 60) -> None:
 def settings(runs: Path) -> list[str]:
     """Overrides with which the recipe trains on what was unpacked, and neither stops to look nor to store."""
     final = {"init": "unet", "vae": "vae", "text_encoder": "clip"}
-    quiet = ["judged=0", "prompts=[]", "sample_every=1000000", "checkpoint_every=1000000", "data.scenes=2000"]
+    quiet = [
+        "judged=0",
+        'prompts=["a red star"]',
+        "sample_every=1000000",
+        "checkpoint_every=1000000",
+        "data.scenes=2000",
+    ]
     return [*quiet, *(f"{key}={runs / run / 'final'}" for key, run in final.items())]
 
 

@@ -53,6 +53,7 @@ def test_a_factor_multiplies_noise_levels() -> None:
     torch.testing.assert_close(factors, torch.full((9,), 2.5, dtype=torch.float64), rtol=0.02, atol=0)
     assert torch.equal(noisier.t, noisier.t.round())
     assert noisier.t[-1] == -1
+    assert make_grid(Schedule("cosine"), 10, "trailing*2.5", "sigma_min").t[-1] == 0
 
 
 SPACINGS = [

@@ -169,7 +169,7 @@ def make_grid(schedule: Schedule, steps: int, spacing: str = "trailing", end: En
     if times[0] > schedule.steps - 1:
         raise ValueError(f"spacing {spacing!r} with {steps} steps begins at {times[0]:.0f}, past {schedule.steps - 1}")
     if factor:
-        times = [times[0], *_multiplied(schedule, times[1:], float(factor))]
+        times = [times[0], *_multiplied(schedule, times[1:-1], float(factor)), times[-1]]
         if len(set(times)) < len(times):
             raise ValueError(f"spacing {spacing!r} has fewer than {steps} whole times; take fewer, or a milder factor")
     return Grid.at(schedule, times)

@@ -130,7 +130,7 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
             parts[role], variants[role] = before.part(role), before.variants.get(role, {})
             continue
         varied = recipe.variants.get(role, {})
-        variants[role] = {name: _part(folder, role, source, recipe.bits, name) for name, source in varied.items()}
+        variants[role] = {name: _part(folder, role, one, recipe.bits, name) for name, one in varied.items()}
         parts[role] = variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.bits)
     looks = parts["text_encoder"] if recipe.image_encoder else None
     if looks is not None and looks.shared is None:

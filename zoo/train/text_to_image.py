@@ -63,7 +63,7 @@ class PromptRecipe(TextRecipe):
     """The recipe of a generator that draws from text alone."""
 
     guidance: float = Field(4.0, ge=0)  # of the sample grid
-    prompts: tuple[str, ...] = PROMPTS  # of the sample grid
+    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)  # of the sample grid
     judged: int = Field(4, ge=0)  # scenes a task, seen and of the dev half, that the checker judges beside it
 
 
