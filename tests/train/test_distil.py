@@ -195,19 +195,23 @@ def test_a_lora_is_distilled_and_draws_in_single_calls(
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("part", "override", "said"),
     [
-        ("teacher=nowhere", "teacher = nowhere: "),
-        ('layers=["nothing"]', "'nothing' matches none"),
-        ("compile=true", "compile = true does not go with a LoRA"),
-        ("guidance_width=16", "unknown key guidance_width"),
+        ("lcm", "teacher=nowhere", "teacher = nowhere: "),
+        ("lcm", 'layers=["nothing"]', "'nothing' matches none"),
+        ("lcm", "compile=true", "compile = true does not go with a LoRA"),
+        ("lcm", "guidance_width=16", "unknown key guidance_width"),
+        ("phases", "solver=ddpm", "solver = 'ddpm'"),
+        ("phases", "spacing=sideways", "stops = 4, spacing = 'sideways': unknown spacing"),
+        ("phases", "substeps=300", "no room for 300 steps"),
+        ("phases", "skip=100", "unknown key skip"),
     ],
 )
 def test_recipes_of_loras_that_cannot_be(
-    home: Path, model: Path, overrides: list[str], tmp_path: Path, override: str, said: str
+    home: Path, model: Path, overrides: list[str], tmp_path: Path, part: str, override: str, said: str
 ) -> None:
     with pytest.raises(RecipeError, match=said):
-        run(home / "lcm-lora.toml", [f"teacher={model}", *overrides[1:], f"out={tmp_path}", override], device="cpu")
+        run(home / f"{part}-lora.toml", [f"teacher={model}", *overrides[1:], f"out={tmp_path}", override], device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -245,19 +249,3 @@ def test_a_model_folder_is_a_teacher_and_a_student_is_none(
     student = run(home / "lcm.toml", [*overrides, f"out={tmp_path / 'out'}", "steps=1"], device="cpu").folder
     with pytest.raises(RecipeError, match="cannot be distilled"):
         load_teacher(student)
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("solver=ddpm", "solver = 'ddpm'"),
-        ("spacing=sideways", "stops = 4, spacing = 'sideways': unknown spacing"),
-        ("substeps=300", "no room for 300 steps"),
-        ("skip=100", "unknown key skip"),
-    ],
-)
-def test_recipes_of_phases_that_cannot_be(
-    home: Path, model: Path, overrides: list[str], tmp_path: Path, override: str, said: str
-) -> None:
-    with pytest.raises(RecipeError, match=said):
-        run(home / "phases-lora.toml", [f"teacher={model}", *overrides[1:], f"out={tmp_path}", override], device="cpu")

@@ -68,7 +68,11 @@ def loss(
         acted = scale if interval is None else torch.where(_within(interval, sigma / alpha), scale, 1.0)
         reached = step(teacher, x, t, end, conditioning, null, acted)
         aim = estimate(target, reached, end, told).float()
-    difference = estimate(student, x, t, told).float() - aim
+    return distance(estimate(student, x, t, told).float() - aim, huber)
+
+
+def distance(difference: Tensor, huber: float | None) -> Tensor:
+    """Mean pseudo-Huber distance (arXiv 2310.14189), quadratic within the width `huber`; None is the squared error."""
     if huber is None:
         return difference.square().mean()
     return ((difference.square() + huber**2).sqrt() - huber).mean()

@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from zoo.diffusion.consistency import distance
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import guided
 from zoo.diffusion.samplers import find_sampler
@@ -65,10 +66,7 @@ def loss(
         *_, last = find_sampler(sampling.sampler)(predict, x, walk, _no_noise)
         ratio = float(walk.sigma[-1]) / sigma
         aim = (last.x - ratio * x) / (float(walk.alpha[-1]) - alpha * ratio)
-    difference = (student.predict(x, float(walk.t[0]), conditioning).x0 - aim).float()
-    if huber is None:
-        return difference.square().mean()
-    return ((difference.square() + huber**2).sqrt() - huber).mean()
+    return distance((student.predict(x, float(walk.t[0]), conditioning).x0 - aim).float(), huber)
 
 
 def _no_noise(step: int) -> Tensor:
