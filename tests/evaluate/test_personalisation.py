@@ -14,15 +14,14 @@ from zoo.data.draw import render
 from zoo.data.scenes import COLOURS, INDISTINCT, Description, Item, Placed, Scene
 from zoo.data.subjects import P7, draw_p7
 from zoo.evaluate.personalisation import (
-    COLUMNS,
     Contestant,
     Sizes,
     asked,
-    compare,
     judge_rest,
+    measure,
+    relative,
     spread,
     strip,
-    table,
 )
 
 SIZES = Sizes(per_prompt=1, of_class=4, per_task=1, batch=8)
@@ -76,17 +75,15 @@ class Perfect:
 def test_a_perfect_and_an_overfitted_model() -> None:
     how = {"adapters": {"mine": 1.0}}
     contestants = [Contestant("perfect", Perfect(), how), Contestant("stuck", Perfect(True), how, 2048)]
-    found = compare(contestants, SIZES, progress=False)
-    perfect, stuck = (found[name].measures for name in ("perfect", "stuck"))
-    assert (perfect["fidelity"], perfect["alignment"], perfect["both"]) == (1.0, 1.0, 1.0)
-    assert (perfect["leak"], perfect["diversity"], perfect["forgotten"]) == (0.0, 1.0, 0.0)
-    assert (stuck["fidelity"], stuck["leak"], stuck["diversity"]) == (1.0, 1.0, 0.0)
+    perfect, stuck = (measure(one, SIZES, progress=False) for one in contestants)
+    assert (perfect["fidelity"], perfect["alignment"], perfect["both"], perfect["leak"]) == (1.0, 1.0, 1.0, 0.0)
+    assert (stuck["fidelity"], stuck["leak"], stuck["spread"]) == (1.0, 1.0, 0.0)
     assert stuck["alignment"] == pytest.approx(2 / 50), "on cream alone, large or of no said size"
-    assert stuck["forgotten"] == perfect["others"] - stuck["others"]
-    said = table(found, contestants)
-    assert all(column in said for column in COLUMNS)
-    assert "2 KB" in said
-    assert strip(found).width > 8 * 160
+    own, other = relative(perfect, perfect), relative(stuck, perfect)
+    assert (own["diversity"], own["forgotten"]) == (1.0, 0.0)
+    assert (other["diversity"], other["forgotten"]) == (0.0, perfect["others"] - stuck["others"])
+    assert np.isnan(relative(perfect, stuck)["diversity"])
+    assert strip(contestants).width > 8 * 160
 
 
 def test_the_rest_of_a_prompt_is_judged_without_the_subject() -> None:
@@ -120,9 +117,4 @@ def test_distance_between_pictures() -> None:
 @pytest.mark.parametrize("sizes", [Sizes(of_class=1), Sizes(per_prompt=0), Sizes(per_task=0)])
 def test_sizes_that_measure_nothing(sizes: Sizes) -> None:
     with pytest.raises(ValueError, match="cannot measure"):
-        compare([Contestant("one", Perfect(), {})], sizes)
-
-
-def test_contestants_have_names_of_their_own() -> None:
-    with pytest.raises(ValueError, match="names of their own"):
-        compare([Contestant("one", Perfect(), {}), Contestant("one", Perfect(), {})], SIZES)
+        measure(Contestant("one", Perfect(), {}), sizes)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data.draw import Figure, render
+from zoo.data.draw import PALETTE, Figure, render
 from zoo.data.scenes import Placed, Scene
 from zoo.data.subjects import P7, P7_FIGURE, draw_p7, p7_pictures
 from zoo.evaluate.subject import calibrate, holds, is_p7, sightings, table
@@ -16,7 +16,7 @@ CAR = Placed(P7, "blue", 0.3, 0.55, 0.42, 4.0)
 
 @pytest.mark.parametrize("condition", ["clean", "blurred and noisy", "wobbly"])
 def test_the_p7_checker_is_calibrated(condition: str) -> None:
-    trust = calibrate(10, seed=11, conditions=(condition,))
+    trust = calibrate(20, seed=11, conditions=(condition,))
     print(table(trust))
     assert holds(trust), table(trust)
     assert all(kind in table(trust) for kind in trust["refused"][condition])
@@ -66,7 +66,8 @@ def test_it_is_found_where_it_touches_another_thing() -> None:
     ("paints", "flaw"),
     [
         ({"body": (44, 96, 222)}, ("livery",)),
-        ({"flash": P7_FIGURE.paints["body"]}, ("livery",)),
+        ({"disc": P7_FIGURE.paints["body"]}, ("livery",)),
+        ({"trim": PALETTE["yellow"]}, ("livery",)),
         ({"brake": P7_FIGURE.paints["body"], "lamp": P7_FIGURE.paints["body"]}, ("lights",)),
     ],
 )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import zoo
 from tests.conftest import write_model
 from zoo.adapt.formats import write
 from zoo.adapt.lora import LoRA
-from zoo.evaluate import personalisation
-from zoo.evaluate.personalisation import COLUMNS
+from zoo.evaluate.personalisation import Contestant, Measures, Sizes
 from zoo.train import adapters
 
 
@@ -38,12 +38,34 @@ def test_what_a_run_left_is_opened_and_compared(
         adapters.opened(final, "mine", device="cpu")
     (final / "odd.safetensors").unlink()
     # The command, with its pictures measured elsewhere: those of random weights are slow to judge.
-    drawn = personalisation.Drawn(dict.fromkeys(COLUMNS, 0.5), 1.0, torch.rand(50, 3, 8, 8))  # type: ignore[arg-type]
-    monkeypatch.setattr(personalisation, "measure", lambda *_, **__: drawn)
-    sheet = tmp_path / "sheet.png"
-    given = ["adapters", str(final), f"other={final}", "--device", "cpu", "--sheet", str(sheet)]
+    asked: list[str] = []
+
+    def measured(one: Contestant, sizes: Sizes) -> Measures:
+        asked.append(one.name)
+        share = 0.8 - 0.1 * len(asked)
+        return Measures(fidelity=share, alignment=share, both=share, leak=0.0, spread=share, others=share)
+
+    monkeypatch.setattr(adapters, "measure", measured)
+    monkeypatch.setattr(adapters, "strip", lambda shown, seed: Image.new("RGB", (8 * len(shown), 8)))
+    sheet, saved = tmp_path / "sheet.png", tmp_path / "results" / "p7.json"
+    given = ["adapters", str(final), f"other={final}", "--device", "cpu", "--sheet", str(sheet), "--save", str(saved)]
     monkeypatch.setattr("sys.argv", given)
     adapters.main()
     said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines()[1:]] == ["tiny", "mine", "other"]
-    assert sheet.is_file()
+    assert [line.split()[1] for line in said.splitlines()[2:]] == ["tiny", "mine", "other"]
+    assert "0.857" in said.splitlines()[3], "diversity is relative to the model's own"
+    assert Image.open(sheet).width == 8 * 3
+    # What is saved is not measured again, what is new is; a page is written of it.
+    monkeypatch.setattr("sys.argv", ["adapters", f"third={final}", *given[1:]])
+    adapters.main()
+    assert asked == ["tiny", "mine", "other", "third"]
+    page = tmp_path / adapters.PAGE
+    page.parent.mkdir()
+    page.write_text("".join(("before\n", *adapters.MARKS, "\nafter\n")), "utf-8")
+    assert adapters.stale(tmp_path)
+    adapters.write(tmp_path)
+    assert not adapters.stale(tmp_path)
+    assert page.read_text("utf-8").count("\n| ") == 2 + 4
+    monkeypatch.setattr("sys.argv", [*given, "--steps", "3"])
+    with pytest.raises(ValueError, match="give another file, or remove it"):
+        adapters.main()

@@ -31,7 +31,7 @@ from zoo.train import RecipeError, adapters, run
 from zoo.train.learners import learners
 from zoo.train.methods import METHODS
 from zoo.train.optimise import optimiser
-from zoo.train.personalise import AdapterRecipe, AdapterTask, exchanged, views
+from zoo.train.personalise import AdapterRecipe, AdapterTask, exchanged
 from zoo.train.recipe import read_toml, validate
 from zoo.weights import save_model
 
@@ -275,20 +275,6 @@ def test_class_pictures_are_the_models_own_and_drawn_once(home: Path, monkeypatc
         task(home, *wanted, "prior.pictures=6")
 
 
-def test_views_are_smaller_and_elsewhere_and_the_border_goes_on() -> None:
-    picture = np.full((1, 20, 20, 3), 200, np.uint8)
-    picture[:, 4:16, 4:16] = 0
-    seen = views(np.concatenate([picture, picture]), 8, seed=0)
-    assert seen.shape == (16, 20, 20, 3)
-    assert (seen[0] == picture).all()
-    assert (seen[8] == picture).all()
-    dark = (seen < 100).any(-1)
-    sizes, places = dark.sum((1, 2)), [tuple(np.argwhere(one).mean(0).round()) for one in dark]
-    assert sizes.min() < 0.4 * sizes[0] < sizes.max() == sizes[0]
-    assert len(set(places)) > 8
-    assert (seen[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 200).all(), "the ground is what it was"
-
-
 def test_views_are_learned_from(home: Path) -> None:
     once, often = task(home), task(home, "views=3")
     assert len(often.own) == 3 * len(once.own)
@@ -296,6 +282,21 @@ def test_views_are_learned_from(home: Path) -> None:
     kept = often.own.kept["generator"]
     assert torch.allclose(kept[::3], once.own.kept["generator"], atol=1e-5)
     assert not torch.equal(kept[1], kept[0])
+
+
+def test_pictures_beside_what_the_model_draws_are_learned_from(home: Path) -> None:
+    more = ["prompt=star", "views=2", "prior.steps=2", "beside.subject=star", 'beside.things=["cat","fish"]']
+    plain, learner = task(home, *more[:2]), task(home, *more, "beside.each=2")
+    own = len(plain.own)
+    said = [learner.prompts[i] for i in learner.own.prompts.tolist()]
+    assert said[:own] == ["star"] * own
+    assert [prompt.split()[-1] for prompt in said[own:]] == ["cat", "cat", "fish", "fish"] * (own // 2)
+    assert all(prompt.startswith("star ") for prompt in said[own:])
+    kept = learner.own.kept["generator"]
+    assert torch.allclose(kept[:own], plain.own.kept["generator"], atol=1e-5)
+    assert len({tuple(one.flatten().tolist()) for one in kept}) == len(said)
+    with pytest.raises(RecipeError, match="beside.subject = 'moon' is not in the caption 'star'"):
+        task(home, *more, "beside.subject=moon")
 
 
 def test_the_prior_has_its_weight_in_the_loss(home: Path) -> None:
@@ -547,6 +548,7 @@ def test_the_recipes_are_whole_and_name_pictures_that_are_there(name: str) -> No
         (["prompt=" + "red " * 20], "shorten"),
         (["optimiser.kind=muon", "lora.lr=0.1"], "Muon has one rate"),
         (["compile=true"], "does not go with adapters"),
+        (['beside.things=["a star"]'], "things beside what"),
     ],
 )
 def test_recipes_that_cannot_be(home: Path, overrides: list[str], said: str) -> None:

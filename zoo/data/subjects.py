@@ -20,12 +20,12 @@ from PIL import Image
 
 from zoo.data.artwork import Artwork, Field, Part, box, cut, disc, polygon, stroke, union
 from zoo.data.captions import Language, caption
-from zoo.data.draw import Figure, render
+from zoo.data.draw import ACCENTS, PALETTE, Figure, render
 from zoo.data.folder import METADATA
 from zoo.data.scenes import BACKGROUNDS, COLOURS, GAP, INDISTINCT, Description, Item, Placed, Scene, is_heldout
 
 P7 = "p7"
-P7_PROMPT, P7_CLASS = "a P7 car", "a car"
+P7_PROMPT, P7_CLASS, P7_COLOUR = "a P7 car", "a car", "orange"
 P7_PICTURES = 5
 CREATURE_PICTURES = 20
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -33,35 +33,36 @@ SIDE = 64
 LARGE = (0.72, 0.92)  # extent of the P7 in pictures to learn from: the smallest and the largest
 TILT = 6.0  # degrees either way, about that of the world's objects
 
-# A low fastback in one arc, where the ordinary car is a box on a box; petrol body, orange flash and wing, a lamp at the
-# nose and a bar of light at the tail, where the ordinary car has one colour and no lights.
+# A low fastback in one arc, where the ordinary car is a box on a box; dark glass, a black wing on a stalk, a pale disc
+# for its number on an orange body, a lamp at the nose and a bar of light at the tail, where the ordinary car has one
+# colour and no lights. Large parts, in colours that stand side by side in the world too: latents hold no others.
 _ARC = [(-0.94, 0.36), (-0.97, 0.0), (-0.86, -0.12), (-0.62, -0.24), (-0.34, -0.4), (-0.06, -0.47), (0.18, -0.42)]
 _ARC += [(0.42, -0.22), (0.56, -0.09), (0.84, -0.02), (0.96, 0.12), (0.97, 0.36)]
 P7_FIGURE = Figure(
     Artwork(
         (
-            Part("flash", stroke([(-0.78, -0.42), (-0.7, -0.1)], 0.1), 0.6),
-            Part("flash", polygon([(-0.98, -0.52), (-0.58, -0.48), (-0.58, -0.42), (-0.98, -0.4)], 0.04), 0.6),
+            Part("trim", stroke([(-0.78, -0.42), (-0.7, -0.1)], 0.1), 0.6),
+            Part("trim", polygon([(-1.0, -0.62), (-0.5, -0.56), (-0.5, -0.42), (-1.0, -0.42)], 0.04), 0.6),
             Part("body", polygon(_ARC, 0.03)),
             Part(
                 "tinted", polygon([(-0.5, -0.2), (-0.28, -0.32), (-0.05, -0.37), (0.14, -0.33), (0.36, -0.14)], 0.03), 0
             ),
-            Part("flash", polygon([(-0.96, 0.2), (-0.2, 0.02), (0.9, 0.02), (0.97, 0.16), (-0.12, 0.16)], 0.0), 0),
+            Part("disc", disc(-0.02, 0.1, 0.17), 0),
             Part("lamp", polygon([(0.7, -0.02), (0.9, 0.01), (0.98, 0.16), (0.82, 0.12)], 0.02), 0),
             Part("brake", polygon([(-0.97, -0.04), (-0.7, -0.07), (-0.7, 0.04), (-0.97, 0.08)], 0.02), 0),
             Part("tyre", union(disc(-0.54, 0.36, 0.27), disc(0.54, 0.36, 0.27)), 0.6),
-            Part("flash", union(disc(-0.54, 0.36, 0.14), disc(0.54, 0.36, 0.14)), 0),
         ),
         (0.0, 0.1, 0.34),
         (-0.14, -0.3, 0.07),
     ),
     MappingProxyType(
         {
-            "body": (12, 128, 136),
-            "flash": (255, 150, 30),
+            "body": PALETTE[P7_COLOUR],
+            "trim": PALETTE["black"],
+            "disc": ACCENTS["glass"],
             "tinted": (28, 36, 54),
             "lamp": (255, 250, 205),
-            "brake": (235, 30, 40),
+            "brake": (255, 250, 205),
             "tyre": (36, 34, 40),
         }
     ),
@@ -75,7 +76,7 @@ def draw_p7(scene: Scene, size: int = SIDE) -> NDArray[np.uint8]:
 
 def p7_scene(rng: np.random.Generator, background: str, style: str, extent: tuple[float, float] = (0.5, 0.75)) -> Scene:
     """The P7 alone somewhere in a picture, `extent` giving the smallest and the largest share of it."""
-    return Scene((_somewhere(P7, "blue", float(rng.uniform(*extent)), rng),), background, style, face=False)
+    return Scene((_somewhere(P7, P7_COLOUR, float(rng.uniform(*extent)), rng),), background, style, face=False)
 
 
 def p7_pictures(count: int = P7_PICTURES, seed: int = 0) -> list[tuple[str, NDArray[np.uint8]]]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Description, Item, is_heldout
-from zoo.data.subjects import P7_CLASS, P7_PROMPT
+from zoo.data.subjects import P7_CLASS, P7_COLOUR, P7_PROMPT
 from zoo.evaluate.checker import Reading, Seen, judge, read
 from zoo.evaluate.judged import Pipe, draw_and_judge
 from zoo.evaluate.subject import Sighting, is_p7, sightings
@@ -43,15 +43,14 @@ COLUMNS = ("fidelity", "alignment", "both", "leak", "diversity", "others", "forg
 
 
 class Measures(TypedDict):
-    """See the table above; all are shares but `diversity`, a ratio, or NaN for the base model's own distance of 0."""
+    """What is measured of one contestant: shares, and the mean distance between pictures of the class (`spread`)."""
 
     fidelity: float
     alignment: float
     both: float
     leak: float
-    diversity: float
+    spread: float
     others: float
-    forgotten: float
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,6 @@ class Contestant:
     pipe: Pipe
     settings: Mapping[str, object]
     bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Pictures of one contestant [n, 3, height, width] in [0, 1]: the first of each prompt, for a sheet."""
-
-    measures: Measures
-    spread: float  # mean distance between pictures of the class
-    shown: Tensor
 
 
 def asked(subject: str = P7_PROMPT) -> list[Asked]:
@@ -118,7 +108,7 @@ def judge_rest(picture: Tensor, scene: Description) -> tuple[bool, bool]:
     found = [one for one in sightings(picture) if one.ok]
     reading = read(picture)
     kept = [thing for thing in reading.objects if not any(_near(thing, one) for one in found)]
-    cars = [Seen("car", "blue", one.style, False, one.x, one.y, one.extent) for one in found]
+    cars = [Seen("car", P7_COLOUR, one.style, False, one.x, one.y, one.extent) for one in found]
     return bool(found), judge(Reading(reading.background, (*cars, *kept), reading.strays), scene).ok
 
 
@@ -138,12 +128,11 @@ def measure(
     contestant: Contestant,
     sizes: Sizes | None = None,
     *,
-    base: Drawn | None = None,
     subject: str = P7_PROMPT,
     kind: str = P7_CLASS,
     progress: bool = True,
-) -> Drawn:
-    """All measures of a contestant; relative to `base`, or to itself if that is None (which then is the base).
+) -> Measures:
+    """All measures of a contestant.
 
     Raises:
         ValueError: fewer than two pictures of the class, or none of the subject or for a task.
@@ -162,50 +151,36 @@ def measure(
     alone = _draw(contestant, [kind] * sizes.of_class, [CLASS_SEED + i for i in range(sizes.of_class)], sizes.batch)
     others = [case for case in cases(sizes.per_task, sizes.seed, "dev", ("en",)) if case.task in MEAN_OF]
     judged = draw_and_judge(contestant.pipe, others, sizes.batch, progress, settings)
-    right, apart = sum(one.verdict.ok for one in judged) / len(judged), spread(alone)
-    measures = Measures(
+    return Measures(
         fidelity=sum(there for there, _ in marks) / len(marks),
         alignment=sum(rest for _, rest in marks) / len(marks),
         both=sum(there and rest for there, rest in marks) / len(marks),
         leak=sum(is_p7(picture) for picture in alone) / len(alone),
-        diversity=_ratio(apart, apart if base is None else base.spread),
-        others=right,
-        forgotten=0.0 if base is None else base.measures["others"] - right,
+        spread=spread(alone),
+        others=sum(one.verdict.ok for one in judged) / len(judged),
     )
-    return Drawn(measures, apart, made[:: sizes.per_prompt])
 
 
-def compare(
-    contestants: Sequence[Contestant], sizes: Sizes | None = None, *, progress: bool = True
-) -> dict[str, Drawn]:
-    """Every contestant by its name, measured against the first, which is the base model.
+def relative(measures: Measures, base: Measures) -> dict[str, float]:
+    """The measures as the table above has them: diversity and what was forgotten are relative to the base model's.
 
-    Raises:
-        ValueError: names that are not their own, or sizes that `measure` refuses.
+    The base model's own diversity is 1, or NaN where all its pictures are the same.
     """
-    if len({one.name for one in contestants}) != len(contestants):
-        raise ValueError(f"contestants need names of their own, got {[one.name for one in contestants]}")
-    found: dict[str, Drawn] = {}
-    for one in contestants:
-        found[one.name] = measure(one, sizes, base=next(iter(found.values()), None), progress=progress)
-    return found
+    found: dict[str, float] = {name: value for name, value in measures.items() if name != "spread"}  # type: ignore[misc]
+    found["diversity"] = measures["spread"] / base["spread"] if base["spread"] else math.nan
+    found["forgotten"] = base["others"] - measures["others"]
+    return {name: found[name] for name in COLUMNS}
 
 
-def table(found: Mapping[str, Drawn], contestants: Sequence[Contestant]) -> str:
-    """The comparison as text, a row a contestant."""
-    size = {one.name: one.bytes for one in contestants}
-    lines = [f"{'':24}{'size':>10}" + "".join(f"{column:>11}" for column in COLUMNS)]
-    for name, drawn in found.items():
-        values = [float(value) for value in drawn.measures.values()]  # type: ignore[arg-type]
-        lines.append(f"{name:24}{size[name] / 1024:>7.0f} KB" + "".join(f"{value:>11.3f}" for value in values))
-    return "\n".join(lines)
-
-
-def strip(found: Mapping[str, Drawn]) -> Image.Image:
-    """The first picture of some prompts, a row a contestant."""
+def strip(contestants: Sequence[Contestant], *, seed: int = 0) -> Image.Image:
+    """A picture of each of some prompts, a row a contestant."""
     from zoo.sheet import tensor_sheet
 
-    return tensor_sheet([(name, drawn.shown[i]) for name, drawn in found.items() for i in SHOWN])
+    prompts = [prompt for prompt, _ in asked()]
+    shown = [prompts[i] for i in SHOWN]
+    return tensor_sheet(
+        [(one.name, picture) for one in contestants for picture in _draw(one, shown, [seed] * len(shown), len(shown))]
+    )
 
 
 def _draw(contestant: Contestant, prompts: Sequence[str], seeds: Sequence[int], batch: int) -> Tensor:
@@ -219,7 +194,3 @@ def _draw(contestant: Contestant, prompts: Sequence[str], seeds: Sequence[int], 
 
 def _near(thing: Seen, one: Sighting) -> bool:
     return math.hypot(thing.x - one.x, thing.y - one.y) < one.extent / 2
-
-
-def _ratio(value: float, base: float) -> float:
-    return value / base if base else math.nan

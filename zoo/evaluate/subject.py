@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from zoo.data.artwork import ARTWORK
 from zoo.data.draw import PALETTE, Figure, render
 from zoo.data.scenes import BACKGROUNDS, COLOURS, INDISTINCT, STYLES, Placed, Scene, random_scene
-from zoo.data.subjects import P7, P7_FIGURE, p7_scene
+from zoo.data.subjects import P7, P7_COLOUR, P7_FIGURE, p7_scene
 from zoo.evaluate.calibration import CONDITIONS, weather
 from zoo.evaluate.checker import LEAST_SPAN
 from zoo.evaluate.foreground import SIDE, Array, Blob, as_pixels, distance_from, find_background, find_blobs, split
@@ -37,8 +37,9 @@ TELLING = ("plain", "cartoon")  # styles that show the livery; a sketch of any c
 EXTENTS, TILTS = (0.36, 0.48, 0.62, 0.78), (-5.0, 0.0, 5.0)
 CANDIDATES, ROUNDS = 3, 4
 OUTLINE = 0.12  # unexplained share of a P7, at most
-COLOURS_OFF = MappingProxyType({"body": 45.0, "flash": 110.0, "brake": 145.0, "lamp": 145.0})  # RGB distance, at most
-FAULTS = MappingProxyType({"body": "livery", "flash": "livery", "brake": "lights", "lamp": "lights"})
+# RGB distance, at most
+COLOURS_OFF = MappingProxyType({"body": 45.0, "disc": 110.0, "trim": 110.0, "brake": 145.0, "lamp": 145.0})
+FAULTS = MappingProxyType({"body": "livery", "disc": "livery", "trim": "livery", "brake": "lights", "lamp": "lights"})
 PROBE = 60.0  # RGB by which a paint is changed to see where it is
 CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2))  # where things that touch are cut: see `foreground.split`
 RESISTANCE = np.array((100, 100, 1e4, 1e4, 4e4))
@@ -123,7 +124,7 @@ def _templates() -> tuple[_Template, ...]:
 
 def _template(style: str, extent: float, tilt: float) -> _Template:
     def drawn(ground: str, figure: Figure | None) -> Array:
-        things = () if figure is None else (Placed(P7, "blue", 0.5, 0.5, extent, tilt),)
+        things = () if figure is None else (Placed(P7, P7_COLOUR, 0.5, 0.5, extent, tilt),)
         scene = Scene(things, ground, style, False)
         return render(scene, SIDE, {} if figure is None else {P7: figure}).astype(np.float32)
 
@@ -242,9 +243,15 @@ def table(trust: Trust) -> str:
     return "\n".join([head, *(f"{title:38}" + "".join(f"{100 * v:>19.2f}%" for v in values) for title, values in rows)])
 
 
-def _drawn(shape: str, figure: Figure | None, rng: Rng, styles: tuple[str, ...] = STYLES) -> Pixels:
+def _drawn(
+    shape: str,
+    figure: Figure | None,
+    rng: Rng,
+    styles: tuple[str, ...] = STYLES,
+    grounds: tuple[str, ...] = BACKGROUNDS,
+) -> Pixels:
     """One thing alone, anywhere and of any size, on any background; in a colour that stands out, if it has none."""
-    ground, style = str(rng.choice(BACKGROUNDS)), str(rng.choice(styles))
+    ground, style = str(rng.choice(grounds)), str(rng.choice(styles))
     scene = p7_scene(rng, ground, style, (0.31, 0.75))
     colour = str(rng.choice([c for c in COLOURS if (c, ground) not in INDISTINCT]))
     thing = replace(scene.objects[0], shape=shape, colour=colour)
@@ -257,17 +264,19 @@ def _without(*paints: str) -> Figure:
 
 
 def _in_another_colour(rng: Rng) -> Pixels:
-    body = PALETTE[str(rng.choice(COLOURS))]
+    body = PALETTE[str(rng.choice([colour for colour in COLOURS if colour != P7_COLOUR]))]
     return _drawn(P7, Figure(P7_FIGURE.art, {**P7_FIGURE.paints, "body": body}), rng, TELLING)
 
 
-_PETROL_CAR = Figure(ARTWORK["car"], {"body": P7_FIGURE.paints["body"]})
+_CAR_OF_ITS_COLOUR = Figure(ARTWORK["car"], {"body": P7_FIGURE.paints["body"]})
+_BRIGHT = tuple(ground for ground in BACKGROUNDS if ground != "night")  # on which a black wing is seen
 _REFUSED: dict[str, Callable[[Rng], Pixels]] = {
     "ordinary cars": lambda rng: _drawn("car", None, rng),
     "other things": lambda rng: render(random_scene(rng), SIDE),
-    "ordinary cars in its colour": lambda rng: _drawn("petrol car", _PETROL_CAR, rng),
+    "ordinary cars in its colour": lambda rng: _drawn("car of its colour", _CAR_OF_ITS_COLOUR, rng),
     "P7s in another colour": _in_another_colour,
-    "P7s without their flash": lambda rng: _drawn(P7, _without("flash"), rng, TELLING),
+    "P7s without their disc": lambda rng: _drawn(P7, _without("disc"), rng, TELLING),
+    "P7s without their wing": lambda rng: _drawn(P7, _without("trim"), rng, TELLING, _BRIGHT),
     "P7s without lights": lambda rng: _drawn(P7, _without("brake", "lamp"), rng, TELLING),
     "sketches of P7s": lambda rng: _drawn(P7, P7_FIGURE, rng, ("sketch",)),
 }

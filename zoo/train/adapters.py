@@ -1,21 +1,39 @@
 """What runs of the part "adapter" left, opened again and compared: by the P7 checker, the scene checker, and the eye.
 
 python -m zoo.train.adapters runs/p7-lora/final runs/p7-dreambooth/final --sheet p7.png
+
+What is saved in results/p7.json is all that the table of docs/adaptation.md is made of; `make results` writes it anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 from zoo.adapt.files import WORD
 from zoo.data.subjects import P7_CLASS
 from zoo.evaluate.judged import Pipe
-from zoo.evaluate.personalisation import Contestant, Sizes, compare, strip, table
+from zoo.evaluate.personalisation import COLUMNS, Contestant, Measures, Sizes, measure, relative, strip
 from zoo.loading import load
+from zoo.markdown import table as rows_of
+from zoo.train import marked
+from zoo.train.checkpoint import replacing
 from zoo.train.loop import STORY
+
+SAVED, PAGE = Path("results") / "p7.json", Path("docs") / "adaptation.md"
+MARKS = ("<!-- P7: written by `make results` -->\n", "<!-- end of the table -->")
+
+
+class Row(Measures):
+    """A contestant's measures, the size of what was trained, and what that took."""
+
+    bytes: int
+    images: int
+    minutes: float
 
 
 def opened(folder: Path, name: str, model: str | None = None, device: str = "auto") -> Contestant:
@@ -52,36 +70,106 @@ def opened(folder: Path, name: str, model: str | None = None, device: str = "aut
     return Contestant(name, cast(Pipe, pipe), settings, sum(file.stat().st_size for file in files))
 
 
+def measured(
+    entered: Mapping[str, Path], model: str, sizes: Sizes, saved: Path | None = None, device: str = "auto"
+) -> dict[str, Row]:
+    """What was measured of the model itself and then of every run, by name; read from `saved` where it is there.
+
+    Raises:
+        ValueError: a folder that cannot be opened, or what is saved is of another model or in other sizes.
+    """
+    found = _read(saved, model, sizes)
+    for name, folder in {model: None, **entered}.items():
+        if name in found:
+            continue
+        one = _contestant(name, folder, model, device)
+        said = {} if folder is None else json.loads((folder / STORY).read_text("utf-8"))
+        row = Row(
+            bytes=one.bytes, images=said.get("images", 0), minutes=said.get("minutes", 0.0), **measure(one, sizes)
+        )
+        found = _read(saved, model, sizes) | found | {name: row}  # another process may have saved more by now
+        if saved is not None:
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            kept = {"model": model, "sizes": asdict(sizes), "measured": found}
+            with replacing(saved) as temporary:
+                temporary.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    return {name: found[name] for name in (model, *entered)}
+
+
+def table(found: Mapping[str, Row]) -> str:
+    """The comparison in Markdown, a row a contestant; relative measures are to the first, which is the base model."""
+    base = next(iter(found.values()))
+    rows = [
+        (
+            name,
+            f"{row['bytes'] / 1024:,.0f} KB" if row["bytes"] else "",
+            f"{row['minutes']:.0f}" if row["images"] else "",
+            *(f"{value:.3f}" for value in relative(row, base).values()),
+        )
+        for name, row in found.items()
+    ]
+    return rows_of(("", "size", "minutes", *COLUMNS), rows)
+
+
+def write(root: Path) -> None:
+    """Write the page's table anew, in a checkout that has something saved."""
+    if (root / SAVED).is_file():
+        marked.fill(root / PAGE, *MARKS, _saved_table(root))
+
+
+def stale(root: Path) -> bool:
+    """Whether the page of a checkout says other than what is saved."""
+    return (root / SAVED).is_file() and marked.stale(root / PAGE, *MARKS, _saved_table(root))
+
+
+def _saved_table(root: Path) -> str:
+    return table(json.loads((root / SAVED).read_text("utf-8"))["measured"])
+
+
+def _contestant(name: str, folder: Path | None, model: str, device: str) -> Contestant:
+    if folder is None:
+        return Contestant(name, cast(Pipe, load(model, device=device)), {})
+    return opened(folder, name, model, device)
+
+
+def _read(saved: Path | None, model: str, sizes: Sizes) -> dict[str, Row]:
+    if saved is None or not saved.is_file():
+        return {}
+    said = json.loads(saved.read_text("utf-8"))
+    if (said["model"], said["sizes"]) != (model, asdict(sizes)):
+        raise ValueError(
+            f"{saved} holds what was measured of {said['model']} with {said['sizes']}, not of {model} with "
+            f"{asdict(sizes)}: give another file, or remove it"
+        )
+    return dict(said["measured"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare adapters of the P7, beside the model that they adapt.")
     parser.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help="for example runs/p7-lora/final")
-    parser.add_argument("--model", default=None, help="the model they adapt (default: what their runs say)")
+    parser.add_argument("--model", default=None, help="the model they adapt (default: what the first run says)")
     parser.add_argument("--per-prompt", type=int, default=Sizes.per_prompt, help="pictures of each of 50 prompts")
     parser.add_argument("--of-class", type=int, default=Sizes.of_class, help=f"pictures of {P7_CLASS!r}")
     parser.add_argument("--per-task", type=int, default=Sizes.per_task, help="scenes for each task without the subject")
     parser.add_argument("--steps", type=int, default=None, help="of sampling (default: each model's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--sheet", type=Path, default=None, help="a PNG of the first pictures")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--save", type=Path, default=None, help=f"measure what this file lacks, such as {SAVED}")
+    parser.add_argument("--sheet", type=Path, default=None, help="a picture of each of some prompts, in one PNG")
     options = parser.parse_args()
-    entered = []
+    entered = {}
     for given in options.folders:
         name, _, path = given.rpartition("=")
         folder = Path(path)
-        name = name or (folder.parent.name if folder.name == "final" else folder.name)
-        entered.append((folder, opened(folder, name, options.model, options.device)))
-    base = options.model or json.loads((entered[0][0] / STORY).read_text("utf-8"))["recipe"]["model"]
-    model = cast(Pipe, load(base, device=options.device))
-    contestants = [Contestant(str(base), model, {}), *(one for _, one in entered)]
-    found = compare(
-        contestants, Sizes(options.per_prompt, options.of_class, options.per_task, options.steps, options.seed)
-    )
-    measures = {name: drawn.measures for name, drawn in found.items()}
-    print(json.dumps(measures) if options.json else table(found, contestants))
+        entered[name or (folder.parent.name if folder.name == "final" else folder.name)] = folder
+    model = options.model or json.loads((next(iter(entered.values())) / STORY).read_text("utf-8"))["recipe"]["model"]
+    sizes = Sizes(options.per_prompt, options.of_class, options.per_task, options.steps, options.seed)
+    print(table(measured(entered, model, sizes, options.save, options.device)))
     if options.sheet is not None:
+        folders = {model: None, **entered}
+        shown = [_contestant(name, folder, model, options.device) for name, folder in folders.items()]
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
-        strip(found).save(options.sheet)
+        strip(shown, seed=options.seed).save(options.sheet)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -33,10 +32,12 @@ from zoo.train.methods import FullTable, LoRATable, Method, PrefixTable, Trained
 from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Metrics, Task, grid, to_float
 from zoo.train.task import Image as Sample
+from zoo.train.views import BesideTable, beside, companions, views
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SMALLEST = 0.4  # of a picture's views
-PRIOR_SEED = 10_000_000  # of the first class picture: far from the seeds that people and tests draw with
+PRIOR_SEED = (
+    10_000_000  # of the first picture that the model itself draws: far from the seeds that people and tests draw with
+)
 
 
 class PriorTable(Table):
@@ -67,6 +68,7 @@ class AdapterRecipe(Recipe):
     prompt: str | None = None  # "a P7 car": of every picture, in place of captions
     flip: bool = False  # also learn mirrored pictures
     views: int = Field(1, ge=1)  # of each: as it is, and made smaller and moved, its border going on
+    beside: BesideTable = BesideTable()
     lora: LoRATable = LoRATable()
     prefix: PrefixTable = PrefixTable()
     word: WordTable | None = None
@@ -115,9 +117,10 @@ class AdapterTask(Task[AdapterRecipe]):
             every = learners(self.pipe)
         except ValueError as error:
             raise RecipeError(str(error)) from None
-        drawn = None
+        drawn = None  # by the model itself, before anything of it is changed
         if recipe.prior.on:
-            drawn = class_pictures(self.pipe, recipe.prior, self.side)  # before anything of the model is changed
+            drawn = own_pictures(self.pipe, of_class(recipe.prior), recipe.prior.steps, self.side)
+        pixels, captions = self._seen(pixels, captions)
         self.trained = Trained(recipe, self.pipe)
         self.learners = self._learning(every)
         self.prompts = list(dict.fromkeys([*captions, *recipe.prior.prompts]))
@@ -129,12 +132,7 @@ class AdapterTask(Task[AdapterRecipe]):
                 self.pipe.text_encoder.encode([*recipe.prompts, ""])
         except ValueError as error:  # a prompt that is too long
             raise RecipeError(str(error)) from None
-        whose = [self.prompts.index(caption) for caption in captions]
-        if recipe.views > 1:
-            pixels, whose = views(pixels, recipe.views, recipe.seed), np.repeat(whose, recipe.views).tolist()
-        if recipe.flip:
-            pixels, whose = np.concatenate([pixels, pixels[:, :, ::-1]]), whose * 2
-        self.own = self._examples(pixels, whose)
+        self.own = self._examples(pixels, [self.prompts.index(caption) for caption in captions])
         self.prior = None
         if drawn is not None:
             self.prior = self._examples(drawn, [self.prompts.index(prompt) for prompt in of_class(recipe.prior)])
@@ -205,6 +203,24 @@ class AdapterTask(Task[AdapterRecipe]):
         """Small safetensors files, as `zoo.train.methods` lists them; of the method "full" a model folder."""
         self.trained.export(model, folder)
 
+    def _seen(self, pixels: Array, captions: list[str]) -> tuple[Array, list[str]]:
+        """The user's pictures, and what more the recipe makes of them."""
+        recipe = self.recipe
+        more, said = pixels[:0], list[str]()
+        if recipe.beside.on:
+            try:
+                wanted = companions(captions, recipe.beside)
+            except ValueError as error:
+                raise RecipeError(str(error)) from None
+            drawn = own_pictures(self.pipe, wanted, recipe.prior.steps, self.side)
+            more, said = beside(pixels, captions, drawn, recipe.beside, recipe.seed)
+        if recipe.views > 1:
+            captions = [caption for caption in captions for _ in range(recipe.views)]
+            pixels = views(pixels, recipe.views, recipe.seed)
+        if recipe.flip:
+            pixels, captions = np.concatenate([pixels, pixels[:, :, ::-1]]), captions * 2
+        return np.concatenate([pixels, more]), captions + said
+
     def _learning(self, every: Sequence[Learner]) -> list[Learner]:
         """The denoisers of the parts that change; where that is the text encoder alone, the generator's."""
         roles = self.trained.roles - {"text_encoder"} or {"generator"}
@@ -245,48 +261,26 @@ def read(folder: Path, prompt: str | None, side: int) -> tuple[list[str], Array]
     return [picture.text for picture in pictures], np.stack([picture.pixels(side) for picture in pictures])
 
 
-def views(pixels: Array, count: int, seed: int) -> Array:
-    """Each of n pictures [n, side, side, 3] as it is, then `count` - 1 times smaller and moved: n * count of them.
-
-    A subject that is always seen large and in one place is learned as a picture, not as a thing (arXiv 2212.04488,
-    section 3.2).
-    """
-    rng, made = np.random.default_rng([seed, count]), []
-    for picture in pixels:
-        made.append(picture)
-        for _ in range(count - 1):
-            side = len(picture)
-            small = round(side * rng.uniform(SMALLEST, 1))
-            top, left = rng.integers(side - small + 1, size=2)
-            shrunk = np.asarray(Image.fromarray(picture).resize((small, small), Image.Resampling.LANCZOS))
-            room = ((top, side - small - top), (left, side - small - left), (0, 0))
-            made.append(np.pad(shrunk, room, mode="edge"))
-    return np.stack(made)
-
-
 def of_class(prior: PriorTable) -> list[str]:
     """The prompt of each class picture: all of them in turn."""
     return [prior.prompts[i % len(prior.prompts)] for i in range(prior.pictures)]
 
 
-def class_pictures(pipe: Pipeline, prior: PriorTable, side: int) -> Array:
-    """What the model itself draws, each prompt in turn, uint8 [pictures, side, side, 3]; drawn once, and then kept."""
-    prompts = of_class(prior)
-    name = fingerprint(
-        *weights_of(pipe).values(), *prior.prompts, prior.pictures, prior.steps, pipe.defaults, side, PRIOR_SEED
-    )
-    starts = range(0, prior.pictures, BATCH)
+def own_pictures(pipe: Pipeline, prompts: Sequence[str], steps: int | None, side: int) -> Array:
+    """What the model itself draws, uint8 [prompts, side, side, 3]; drawn once, and then kept in the cache."""
+    name = fingerprint(*weights_of(pipe).values(), *prompts, steps, pipe.defaults, side, PRIOR_SEED)
+    starts = range(0, len(prompts), BATCH)
 
     def drawn() -> Iterator[Array]:
         for start in starts:
-            seeds = [PRIOR_SEED + i for i in range(start, min(start + BATCH, prior.pictures))]
+            seeds = [PRIOR_SEED + i for i in range(start, min(start + BATCH, len(prompts)))]
             asked = prompts[start : start + len(seeds)]
-            made = pipe(asked, n=1, seed=seeds, steps=prior.steps, progress=False).tensor
+            made = pipe(asked, n=1, seed=seeds, steps=steps, progress=False).tensor
             yield (made.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
-    shape = (prior.pictures, side, side, 3)
+    shape = (len(prompts), side, side, 3)
     folder = root() / f"prior-{name}"
-    return np.array(filled(folder, shape, drawn(), what=f"drawing {prior.prompts[0]!r}", dtype=np.uint8))
+    return np.array(filled(folder, shape, drawn(), what=f"drawing {prompts[0]!r}", dtype=np.uint8))
 
 
 @contextmanager

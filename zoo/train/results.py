@@ -1,8 +1,8 @@
 """What the shipped models' configs hold, written where people look: `make results`, or `python -m zoo.train.results`.
 
 The results in a config are the only ones that are measured and stored. results/<model>.csv, the cards, the tables of
-README.md and docs/diffusion-against-gan.md are rendered from them; that of docs/text-encoders.md is rendered from what
-`zoo.train.swap` saved.
+README.md and docs/diffusion-against-gan.md are rendered from them; those of docs/text-encoders.md and
+docs/adaptation.md are rendered from what `zoo.train.swap` and `zoo.train.adapters` saved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from zoo import config as configs
 from zoo import model_card
 from zoo.config import ModelConfig
-from zoo.train import overview, rivals, swap
+from zoo.train import adapters, overview, rivals, swap
 
 CARD = "README.md"
 RESULTS = Path("results")  # of a checkout: a CSV for each shipped model
@@ -42,7 +42,8 @@ def write(root: Path) -> list[Path]:
         written += texts
     for page in (overview, rivals):
         page.write(root, [config for _, config in models])
-    swap.write(root)
+    for saved in (swap, adapters):
+        saved.write(root)
     return written
 
 
@@ -55,7 +56,7 @@ def disagreements(root: Path) -> list[str]:
         texts |= {folder / CARD: model_card.render(config)}
         wrong += [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
     wrong += [root / page.PAGE for page in (overview, rivals) if page.stale(root, [config for _, config in models])]
-    wrong += [root / swap.PAGE] if swap.stale(root) else []
+    wrong += [root / saved.PAGE for saved in (swap, adapters) if saved.stale(root)]
     known = {config.name for _, config in models}
     wrong += [path for path in root.glob(f"{RESULTS}/*.csv") if path.stem not in known]
     return [f"{path.relative_to(root)} is not what the configs hold: run `make results`" for path in wrong]
