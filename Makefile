@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test browser test-fast lint docs bench results clean
 
 help:
-	@echo "make demo       draw six prompts with every shipped model and say where contact sheet and report are"
+	@echo "make demo       draw six prompts with a model of every family and say where contact sheet and report are"
 	@echo "make test       the whole test suite"
 	@echo "make test-fast  the tests that take less than a few seconds each"
 	@echo "make lint       style, types and import directions"

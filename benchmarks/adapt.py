@@ -3,8 +3,8 @@
 python benchmarks/adapt.py [rank] [rounds]
 
 The U-Net is a fifth as wide as Stable Diffusion 1's, with random weights. Times are medians of interleaved rounds;
-memory is what the process, which has done nothing else, grows by from before training to its highest (on a GPU: the
-highest allocation).
+memory is what the process, which has done nothing else, grows by from before training to its highest (on a GPU: what
+is allocated on it).
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ def training(rank: int, times: int, way: str) -> None:
         parameters = [p for p in network.parameters() if p.requires_grad]
     with torch.no_grad():
         call(network)  # kernels and their buffers are no part of training
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before = memory(device)
     optimiser = torch.optim.AdamW(parameters, lr=1e-4)
 

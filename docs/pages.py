@@ -45,6 +45,7 @@ BESIDE = (
     "weights/*/*.webp",
     "docs/*.png",
     "docs/images/*.png",
+    "docs/images/*.webp",
     "docs/*.gif",
     "docs/*.jpg",
     "recipes/*.toml",

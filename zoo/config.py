@@ -46,6 +46,7 @@ class AdapterConfig(Strict):
 
     summary: str
     prompt: str
+    settings: dict[str, JsonValue] = {}  # what a call asks for beside it, if it goes with other steps, say
     files: dict[InnerPath, Sha256]
     training: dict[str, JsonValue] = {}  # by part of a recipe: steps, images seen, minutes
 

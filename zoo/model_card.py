@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 from zoo import unclip_card
@@ -37,9 +38,14 @@ def _adapters(config: ModelConfig) -> str:
     if not config.adapters:
         return ""
     name, first = next(iter(config.adapters.items()))
-    use = f'pipe.load_adapter("{name}")\npipe({_quoted(first.prompt)}, adapters={{"{name}": 1.0}}).save("outputs")'
+    asked = "".join(f", {key}={value!r}" for key, value in first.settings.items()).replace("'", '"')
+    lines = [
+        f'pipe.load_adapter("{name}")',
+        f'pipe({_quoted(first.prompt)}, adapters={{"{name}": 1.0}}{asked}).save("outputs")',
+    ]
     rows = [(f"`{name}`", one.summary, one.prompt) for name, one in config.adapters.items()]
-    return f"## Adapters\n\n```python\n{use}\n```\n\n" + table(("name", "", "a prompt for it"), rows)
+    use = "\n".join(("```python", *lines, "```"))
+    return f"## Adapters\n\n{use}\n\n" + table(("name", "", "a prompt for it"), rows)
 
 
 def _quoted(text: str) -> str:
@@ -103,11 +109,27 @@ def _paper(paper: str) -> str:
 def _training(config: ModelConfig) -> str:
     if not config.recipes:
         return ""
-    commands = "\n".join(f"zoo train {recipe}" for recipe in config.recipes)
+    commands = "\n".join(_commands(config))
     parts: Any = config.training
     rows = [(name, run["step"], run["images"], f"{run['minutes']:.0f}") for name, run in parts.items()]
     runs = "\n\n" + table(("part", "steps", "images seen", "minutes"), rows) if rows else ""
     return f"## Training\n\nAgain from nothing:\n\n```sh\n{commands}\n```{runs}"
+
+
+def _commands(config: ModelConfig) -> list[str]:
+    """What trains a model from nothing. One that is another with an adapter folded in needs that one first."""
+    folded, base = config.generator.lora, config.generator.shared
+    if folded is None:
+        return [f"zoo train {recipe}" for recipe in config.recipes]
+    *first, last = config.recipes
+    ship, adapter = "python -m zoo.train.ship recipes/{}.toml --out mine", Path(folded).parent.name
+    return [
+        *(f"zoo train {recipe}" for recipe in first),
+        ship.format(base),
+        f"zoo train {last} teacher=mine/{base}",
+        f"{ship.format(base)} --keep --adapters {adapter}",
+        ship.format(config.name),
+    ]
 
 
 def scores(config: ModelConfig) -> str:

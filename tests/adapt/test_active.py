@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.adapt.active import use
 from zoo.adapt.lora import LoRA, inject
+from zoo.stable_diffusion.tiling import in_slices
 
 
 @pytest.fixture
@@ -54,6 +55,15 @@ def test_every_image_has_its_own(adapted: nn.Module, alone: Callable[..., Tensor
     assert torch.equal(together[2], plain[2])
     assert (together - plain)[[0, 1, 3]].abs().amin((1, 2)).min() > 1e-4
     assert torch.equal(adapted(x), plain), "nothing is left behind"
+
+
+def test_images_that_are_given_some_at_a_time(adapted: nn.Module) -> None:
+    x, strengths = batch(5), {"a": torch.tensor([1.0, 0.0, -0.5, 2.0, 0.3]), "b": 0.5}
+    with use(strengths, 5):
+        together = adapted(x)
+        apart = in_slices(adapted, x, 2 * 16)
+        assert torch.equal(adapted(x), together)
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
 
 
 def test_off_is_the_base_to_the_bit(adapted: nn.Module) -> None:

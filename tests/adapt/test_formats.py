@@ -502,6 +502,7 @@ def test_pickles_are_not_run(tmp_path: Path) -> None:
     [
         ({"use_dora": True}, "says use_dora"),
         ({"fan_in_fan_out": True}, "says fan_in_fan_out"),
+        ({"init_lora_weights": "pissa_niter_4"}, "also changes the weights beneath: convert it"),
         ({"peft_type": "IA3"}, "of a IA3 adapter"),
         ({"r": 5, "rank_pattern": {}}, "misshapen .*of rank 3, where the config says 5"),
     ],

@@ -11,6 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from zoo.adapt import lora as lora_module
 from zoo.adapt.active import use
 from zoo.adapt.formats import write
 from zoo.adapt.lora import LoRA, LowRank, Target, adaptable, inject
@@ -236,14 +237,53 @@ def test_half_precision(parts, build: Build) -> None:
     part = parts["text_encoder"]
     module = build(part).bfloat16()
     before = tree(module)
-    injection = inject(module, shaken(LoRA.build(module, ["*"])), "mine")
+    lora = shaken(LoRA.build(module, ["*"]))
+    injection = inject(module, lora, "mine")
     with use({"mine": 1.0}):
         beside = part.call(module)
-    injection.merge()
-    assert part.call(module).dtype == torch.bfloat16
-    assert (part.call(module) - beside).abs().max() < 0.3
+    assert beside.dtype == torch.bfloat16
+    injection.merge(0.7)
+    for name, layer in lora.layers.items():
+        assert layer.up.dtype == torch.float32
+        base = before[f"{name}.weight"]
+        added = (base.float() + 0.7 * layer.change().view_as(base)).bfloat16()
+        assert torch.equal(module.get_submodule(name).weight, added), "rounded once, at the end"
     injection.unmerge()
     assert equal(tree(module), before)
+
+
+def test_merging_that_fails_halfway_leaves_all_as_it_was(parts, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = parts["text_encoder"]
+    module = build(part)
+    before = tree(module)
+    first, second = (inject(module, shaken(LoRA.build(module, ["*"], seed=s), s), str(s)) for s in (0, 1))
+    first.merge()
+    with_first = tree(module)
+    done: list[nn.Module] = []
+    add = lora_module._add
+
+    def failing(base: nn.Linear, layer: LowRank, strength: float) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        add(base, layer, strength)
+        done.append(base)
+
+    monkeypatch.setattr(lora_module, "_add", failing)
+    with pytest.raises(KeyboardInterrupt):
+        second.merge()
+    monkeypatch.undo()
+    assert len(done) == 2
+    assert equal(tree(module), with_first)
+    with use({"1": 1.0}):
+        beside = part.call(module)
+    second.merge()
+    assert torch.allclose(part.call(module), beside, atol=1e-5), "it acted from beside, and can be merged"
+    second.unmerge()
+    first.unmerge()
+    assert equal(tree(module), before)
+    for strength in (float("nan"), "much"):
+        with pytest.raises(ValueError, match="a strength is a finite number"):
+            first.merge(strength)
 
 
 def test_a_lora_between_two_networks_is_what_was_merged_into_one(part, build: Build) -> None:

@@ -134,6 +134,9 @@ def test_merged(draw: Draw, loaded: Pipeline) -> None:
     with pytest.raises(ValueError, match="merged into the weights"):
         loaded.unload("p1")
     assert not same(draw(PINK, n=2, adapters={"p2": 1.0}).tensor, merged.tensor), "others may still be chosen"
+    with pytest.raises(ValueError, match="'p3': a strength is a finite number, got nan"):
+        loaded.merge({"p1": 1.0, "p3": float("nan")})
+    assert same(draw(PINK, n=2).tensor, merged.tensor), "nothing was merged, or unmerged"
     loaded.merge("p2")
     assert [status.merged for status in loaded.adapters().values()] == [None, 1.0, None]
     loaded.unmerge()

@@ -25,9 +25,11 @@ def test_what_a_run_left_is_opened_and_compared(
     for layer in lora.layers.values():
         torch.nn.init.normal_(layer.up)
     write(final / "lora.safetensors", {"unet": lora})
-    with pytest.raises(ValueError, match="holds no adapters with their training.json"):
+    with pytest.raises(ValueError, match="has no training.json: give the folder `final` of a training run"):
         adapters.opened(final, "mine")
-    (final / "training.json").write_text(json.dumps({"recipe": {"model": "tiny"}}), "utf-8")
+    with pytest.raises(ValueError, match="holds no adapters: give the folder `final`"):
+        adapters.opened(final.parent, "mine")
+    (final / "training.json").write_text(json.dumps({"recipe": {"model": "tiny"}, "images": 6, "minutes": 0.5}), "utf-8")
     one = adapters.opened(final, "mine", device="cpu")
     assert one.settings == {"adapters": {"lora": 1.0}}
     assert one.bytes == (final / "lora.safetensors").stat().st_size
@@ -46,7 +48,7 @@ def test_what_a_run_left_is_opened_and_compared(
         return Measures(fidelity=share, alignment=share, both=share, leak=0.0, spread=share, others=share)
 
     monkeypatch.setattr(adapters, "measure", measured)
-    monkeypatch.setattr(adapters, "strip", lambda shown, seed: Image.new("RGB", (8 * len(shown), 8)))
+    monkeypatch.setattr(adapters, "strip", lambda shown, seed, steps: Image.new("RGB", (8 * len(shown), 8)))
     sheet, saved = tmp_path / "sheet.png", tmp_path / "results" / "p7.json"
     given = ["adapters", str(final), f"other={final}", "--device", "cpu", "--sheet", str(sheet), "--save", str(saved)]
     monkeypatch.setattr("sys.argv", given)
@@ -66,6 +68,21 @@ def test_what_a_run_left_is_opened_and_compared(
     adapters.write(tmp_path)
     assert not adapters.stale(tmp_path)
     assert page.read_text("utf-8").count("\n| ") == 2 + 4
+    monkeypatch.setattr("sys.argv", ["adapters", f"mine={final}", f"mine={whole}"])
+    with pytest.raises(ValueError, match="are both called 'mine': give one as NAME=FOLDER"):
+        adapters.main()
+    with pytest.raises(ValueError, match="cannot go by the model's name 'tiny'"):
+        adapters.measured({"tiny": final}, "tiny", Sizes())
+    # What was trained anew is measured anew.
+    torch.nn.init.normal_(next(iter(lora.layers.values())).up)
+    write(final / "lora.safetensors", {"unet": lora})
+    monkeypatch.setattr("sys.argv", given)
+    adapters.main()
+    assert asked[4:] == ["mine", "other"]
+    (final / "base.json").write_text(json.dumps({"generator": "others"}), "utf-8")
+    with pytest.raises(ValueError, match="trained on other weights than those of tiny"):
+        adapters.opened(final, "mine", device="cpu")
+    (final / "base.json").unlink()
     monkeypatch.setattr("sys.argv", [*given, "--steps", "3"])
     with pytest.raises(ValueError, match="give another file, or remove it"):
         adapters.main()

@@ -245,6 +245,9 @@ def test_words_that_cannot_be_taught(home: Path, tmp_path: Path) -> None:
     pipe.load_word(Word("Zip", "<new0>", torch.zeros(32)))
     with pytest.raises(ValueError, match="<new0> stands for 'Zip' already"):
         pipe.load_word(Word("Zap", "<new0>", torch.zeros(32)))
+    for name, piece in (("Zip", "<new1>"), ("ZIP", "<new1>")):
+        with pytest.raises(ValueError, match="'Zip' is known already, as it was learned with another adapter"):
+            pipe.load_word(Word(name, piece, torch.zeros(32)))
     from safetensors.torch import save_file
 
     save_file({"row": torch.zeros(32)}, tmp_path / "word.safetensors")
@@ -371,6 +374,9 @@ def test_lora_reaches_the_parts_that_are_named(home: Path) -> None:
     assert set(loras) == {"text_encoder", "unet"}
     assert {layer.rank for layer in loras["text_encoder"].layers.values()} == {2}
     assert {(layer.rank, layer.scale) for layer in loras["unet"].layers.values()} == {(3, 2.0)}
+    own = task(home, "lora.alpha=8", 'lora.targets={unet=[{pattern="*.to_q", rank=4}, {pattern="*.to_k", alpha=4}]}')
+    kinds = {(name[-4:], layer.rank, layer.scale) for name, layer in own.trained.model["lora"]["unet"].layers.items()}
+    assert kinds == {("to_q", 4, 2.0), ("to_k", 2, 2.0)}, "what a target leaves open is the table's"
     assert learner.hears
     losses = descend(learner, 4)
     assert losses[-1] < losses[0]
@@ -387,6 +393,8 @@ def test_imagen_learns_in_its_base_and_in_its_stages(home: Path) -> None:
     assert sizes == {"generator": (8, 8), "first": (16, 16), "second": (32, 32)}
     losses = descend(learner, 5)
     assert losses[-1] < losses[0]
+    one = task(home, "model=imagen", 'lora.targets={second=["*"]}')
+    assert [learner.name for learner in one.learners] == ["second"], "the others would learn nothing"
     alone = task(home, "model=imagen", "method=full", 'full.parts=["decoder"]')
     assert [one.name for one in alone.learners] == ["first", "second"]
     before = weights(alone.pipe)
@@ -540,6 +548,7 @@ def test_the_recipes_are_whole_and_name_pictures_that_are_there(name: str) -> No
         (['lora.targets={unett=["*"]}'], "no part 'unett' to adapt: did you mean unet"),
         (['lora.targets={unet=["*.nothing"]}'], "matches none of the"),
         (["lora.targets={}"], "lora.targets is empty"),
+        (['lora.targets={generator=["*.to_q"], unet=["*.to_k"]}'], "'generator' and 'unet' are both unet"),
         (["method=full", 'full.parts=["decoder"]'], "VaeDecoder, the decoder of tiny, has no denoiser"),
         ([*WORD, "word.piece=<new7>"], "keeps free for new words"),
         (["method=textual-inversion"], "needs to know the new word"),

@@ -6,6 +6,7 @@ that a network starts in other threads sees none, unless it runs in a copy of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from zoo.nn import part
 
 Strength: TypeAlias = float | Tensor
 """One number for every image, or one for each: [images]."""
@@ -50,14 +53,14 @@ def use(strengths: Mapping[str, Strength], images: int | None = None) -> Iterato
             images = len(strength) if images is None else images
             if len(strength) != images:
                 raise ValueError(f"adapter {name!r}: {len(strength)} strengths for {images} images")
-            finite, acts = bool(strength.isfinite().all()), bool(strength.any())
+            if not strength.isfinite().all():
+                raise ValueError(f"adapter {name!r}: strengths are finite numbers, got {strength.tolist()}")
+            acts = bool(strength.any())
         elif isinstance(strength, Tensor) and strength.dim():
             raise ValueError(f"adapter {name!r}: strengths have shape {list(strength.shape)}, expected [images]")
         else:
-            strength = float(strength)
-            finite, acts = abs(strength) < float("inf"), strength != 0
-        if not finite:
-            raise ValueError(f"adapter {name!r}: a strength is a finite number, got {strength}")
+            strength = finite(name, strength)
+            acts = strength != 0
         if acts:
             kept[name] = strength
     token = _ACTIVE.set(Active(kept, images))
@@ -65,6 +68,21 @@ def use(strengths: Mapping[str, Strength], images: int | None = None) -> Iterato
         yield
     finally:
         _ACTIVE.reset(token)
+
+
+def finite(name: str, strength: object) -> float:
+    """A strength as a number.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    try:
+        number = float(strength)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"adapter {name!r}: a strength is a finite number, got {strength!r}")
+    return number
 
 
 def strength(name: str, like: Tensor, *, first: bool = False) -> Strength | None:
@@ -80,10 +98,13 @@ def strength(name: str, like: Tensor, *, first: bool = False) -> Strength | None
     given = None if active is None else active.strengths.get(name)
     if active is None or given is None:
         return None
-    rows, images = len(like), active.images
+    rows, images, shown = len(like), active.images, part.shown()
+    if shown is not None and images is not None:  # the network is given some of the images at a time
+        images = len(range(images)[shown])
+        given = given[shown] if isinstance(given, Tensor) and given.dim() else given
     if images is None or (not isinstance(given, Tensor) and (not first or rows == images)):
         return given
-    key = (name, like.shape[:1], like.dim(), like.device, like.dtype, first)
+    key = (name, like.shape[:1], like.dim(), like.device, like.dtype, first, str(shown))
     if key not in active.rows:
         copies, rest = divmod(rows, images)
         if rest or not 0 < copies <= COPIES:

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from zoo.adapt import active, lora, prefix
+from zoo.adapt.active import finite
 from zoo.adapt.files import stem
 from zoo.adapt.formats import locate, read
 from zoo.adapt.lora import LoRA
@@ -125,11 +126,19 @@ class Adapters:
         for name in wanted:
             if not all(isinstance(injection, lora.Injection) for injection in self._find(name).injections):
                 raise ValueError(f"{name!r} is a prefix: what attention looks at cannot be merged into weights")
+            finite(name, wanted[name])
         self.unmerge()
-        for name, strength in wanted.items():
-            for injection in self._loaded[name].injections:
-                injection.merge(strength)  # type: ignore[union-attr]
-            self._merged.append(name)
+        done: list[lora.Injection] = []
+        try:
+            for name, strength in wanted.items():
+                for injection in cast("list[lora.Injection]", self._loaded[name].injections):
+                    injection.merge(strength)
+                    done.append(injection)
+        except BaseException:  # memory, or Ctrl-C: none is merged then
+            for injection in reversed(done):
+                injection.unmerge()
+            raise
+        self._merged = list(wanted)
 
     def unmerge(self) -> None:
         """Put all weights back as they were, to the bit."""

@@ -108,8 +108,8 @@ class Adaptive:
 
     def _word_beside(self, source: str | Path, path: Path) -> Word | None:
         """The word that was learned with an adapter and lies in its folder; none where only its file was asked for."""
-        file = path.parent / files.WORD
-        if str(source).endswith(path.name) or not file.is_file():
+        file = (path if path.is_dir() else path.parent) / files.WORD
+        if (not path.is_dir() and str(source).endswith(path.name)) or not file.is_file():
             return None
         word = Word.load(file)
         check(cast(Reader, self.text_encoder), word)

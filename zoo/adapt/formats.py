@@ -35,6 +35,7 @@ Networks: TypeAlias = Mapping[str, Adaptable | nn.Module]
 """Networks by the names of their parts, such as "unet" and "text_encoder"; a bare module goes by its own names."""
 
 CONFIG = "adapter_config.json"
+CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # what PEFT begins a LoRA as by changing its base
 HEADER = "lora_adapter_metadata"  # of diffusers
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -206,7 +207,9 @@ def write(
             said |= config if format == "peft" else {f"{part}.{key}": value for key, value in config.items()}
     if format == "peft":
         tensors.write(path / WEIGHTS[0], stored, dtype)
-        (path / CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        temporary = path / f".{CONFIG}.tmp"
+        temporary.write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        temporary.replace(path / CONFIG)
         return
     header = {"format": "pt"}
     if format == "zoo":
@@ -292,6 +295,12 @@ def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     for option in ("use_dora", "fan_in_fan_out", "lora_bias"):
         if config.get(option):
             raise ValueError(f"{path} says {option}: such a LoRA would not act here as it was trained")
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        raise ValueError(
+            f"{path} says init_lora_weights = {start!r}, which also changes the weights beneath: convert it, as PEFT "
+            "does with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
     return config
 
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zoo.adapt.active import Strength, strength
+from zoo.adapt.active import Strength, finite, strength
 
 
 class Target(BaseModel):
@@ -255,18 +255,24 @@ class Injection:
     def merge(self, strength: float = 1.0) -> None:
         """Add the change to the weights; the adapter then acts in every call, at no cost, and is not said any more.
 
-        The weights of before are kept for `unmerge`: as much memory as the adapted modules take.
+        The weights of before are kept for `unmerge`: as much memory as the adapted modules take. If that or the sum
+        fails halfway (memory, Ctrl-C), all weights are as they were.
 
         Raises:
-            ValueError: it is merged already.
+            ValueError: it is merged already, or the strength is no finite number.
         """
         if self.merged is not None:
             raise ValueError(f"adapter {self.name!r} is merged already, with strength {self.merged:g}")
+        strength = finite(self.name, strength)
         self._unhook()
-        for base, layer in self._pairs:
-            self._originals.append(base.weight.detach().clone())
-            _add(base, layer, strength)
-            _MERGED.setdefault(base, []).append(self)
+        try:
+            for base, layer in self._pairs:
+                self._originals.append(base.weight.detach().clone())
+                _MERGED.setdefault(base, []).append(self)
+                _add(base, layer, strength)
+        except BaseException:
+            self._restore()
+            raise
         self.merged = strength
 
     @torch.no_grad()
@@ -281,11 +287,16 @@ class Injection:
         later = {_MERGED[base][-1].name for base, _ in self._pairs if _MERGED[base][-1] is not self}
         if later:
             raise ValueError(f"merged on top of {self.name!r}: {', '.join(sorted(later))}. Unmerge that first")
-        for (base, _), original in zip(self._pairs, self._originals, strict=True):
-            base.weight.copy_(original)
-            _MERGED[base].pop()
-        self._originals.clear()
+        self._restore()
         self.merged = None
+
+    def _restore(self) -> None:
+        """Put back what there is of the weights of before, and act from beside again."""
+        for (base, _), original in zip(self._pairs, self._originals, strict=False):  # fewer, if merging failed
+            base.weight.copy_(original)
+            if self in _MERGED.get(base, []):
+                _MERGED[base].remove(self)
+        self._originals.clear()
         self._hook()
 
     def remove(self) -> None:

@@ -116,11 +116,13 @@ def check(encoder: Reader, word: Word) -> int:
             for another word, or for this one as it was learned elsewhere: what was drawn with that would change.
     """
     identity, table = _check(encoder, word), _tables(encoder)[0].weight
-    if encoder.tokenizer.words.get(word.name) == word.piece and not torch.equal(table[identity], word.row.to(table)):
-        raise ValueError(
-            f"{word.name!r} is known already, as it was learned with another adapter: load this one into a pipeline of "
-            "its own"
-        )
+    for name, piece in encoder.tokenizer.words.items():
+        same = (name, piece) == (word.name, word.piece) and torch.equal(table[identity], word.row.to(table))
+        if name.casefold() == word.name.casefold() and not same:  # prompts may write it either way
+            raise ValueError(
+                f"{name!r} is known already, as it was learned with another adapter: load this one into a pipeline of "
+                "its own"
+            )
     return identity
 
 

@@ -42,7 +42,7 @@ def page(
     if (user is None) != (password is None):
         raise ValueError("a login is a name and a password: give --user and --password (or ZOO_APP_PASSWORD)")
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the page needs gradio: pip install 'zoo-text-to-image[app]'")
+        raise ValueError("the page needs gradio: pip install -e '.[app]' in a checkout")
     from zoo.app.models import Models
     from zoo.app.page import build, launch
 

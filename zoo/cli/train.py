@@ -26,7 +26,7 @@ def train(
     zoo train recipes/unet.toml --resume
     """
     if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("training needs accelerate: pip install 'zoo-text-to-image[train]'")
+        raise ValueError("training needs accelerate: pip install -e '.[train]' in a checkout")
     from zoo.train import TrainingError, run
 
     try:

@@ -27,6 +27,7 @@ from zoo.data.scenes import BACKGROUNDS, COLOURS, GAP, INDISTINCT, Description, 
 P7 = "p7"
 P7_PROMPT, P7_CLASS, P7_COLOUR = "a P7 car", "a car", "orange"
 P7_PICTURES = 5
+P7_GROUNDS = tuple(ground for ground in BACKGROUNDS if ground != "cream")
 CREATURE_PICTURES = 20
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 SIDE = 64
@@ -80,14 +81,14 @@ def p7_scene(rng: np.random.Generator, background: str, style: str, extent: tupl
 
 
 def p7_pictures(count: int = P7_PICTURES, seed: int = 0) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Captions and pictures, plain and cartoon by turns, on all backgrounds but the night, which is kept to ask for.
+    """Captions and pictures, plain and cartoon by turns, on all backgrounds but cream, which is kept to ask for.
 
     The car fills them, as people photograph theirs: its livery is a few pixels wide even so.
     """
     rng = np.random.default_rng([seed, 7])
     made = []
     for index in range(count):
-        background, style = BACKGROUNDS[index % 5], ("plain", "cartoon")[index % 2]
+        background, style = P7_GROUNDS[index % len(P7_GROUNDS)], ("plain", "cartoon")[index % 2]
         said = f"{P7_PROMPT} on a {background} background" + (", cartoon" if style == "cartoon" else "")
         made.append((said, draw_p7(p7_scene(rng, background, style, LARGE))))
     return made

@@ -77,7 +77,7 @@ class Contestant:
 
 
 def asked(subject: str = P7_PROMPT) -> list[Asked]:
-    """50 prompts of "a P7 car", and what else they say: background (the night is new to it), style, size, neighbour.
+    """50 prompts of "a P7 car", and what else they say: background (cream is new to it), style, size, neighbour.
 
     Raises:
         ValueError: a subject that does not begin with "a".
@@ -144,13 +144,14 @@ def measure(
     prompts = [prompt for prompt, _ in wanted for _ in range(sizes.per_prompt)]
     scenes = [scene for _, scene in wanted for _ in range(sizes.per_prompt)]
     seeds = [sizes.seed + i for _ in wanted for i in range(sizes.per_prompt)]
-    settings = dict(contestant.settings) | ({} if sizes.steps is None else {"steps": sizes.steps})
-    contestant = replace(contestant, settings=settings)
+    contestant = _stepped(contestant, sizes.steps)
     made = _draw(contestant, prompts, seeds, sizes.batch)
     marks = [judge_rest(picture, scene) for picture, scene in zip(made, scenes, strict=True)]
-    alone = _draw(contestant, [kind] * sizes.of_class, [CLASS_SEED + i for i in range(sizes.of_class)], sizes.batch)
+    alone = _draw(
+        contestant, [kind] * sizes.of_class, [CLASS_SEED + sizes.seed + i for i in range(sizes.of_class)], sizes.batch
+    )
     others = [case for case in cases(sizes.per_task, sizes.seed, "dev", ("en",)) if case.task in MEAN_OF]
-    judged = draw_and_judge(contestant.pipe, others, sizes.batch, progress, settings)
+    judged = draw_and_judge(contestant.pipe, others, sizes.batch, progress, dict(contestant.settings))
     return Measures(
         fidelity=sum(there for there, _ in marks) / len(marks),
         alignment=sum(rest for _, rest in marks) / len(marks),
@@ -172,15 +173,21 @@ def relative(measures: Measures, base: Measures) -> dict[str, float]:
     return {name: found[name] for name in COLUMNS}
 
 
-def strip(contestants: Sequence[Contestant], *, seed: int = 0) -> Image.Image:
-    """A picture of each of some prompts, a row a contestant."""
+def strip(contestants: Sequence[Contestant], *, seed: int = 0, steps: int | None = None) -> Image.Image:
+    """A picture of each of some prompts, a row a contestant; in each model's own steps where none are said."""
     from zoo.sheet import tensor_sheet
 
     prompts = [prompt for prompt, _ in asked()]
     shown = [prompts[i] for i in SHOWN]
-    return tensor_sheet(
-        [(one.name, picture) for one in contestants for picture in _draw(one, shown, [seed] * len(shown), len(shown))]
-    )
+    rows = []
+    for one in contestants:
+        drawn = _draw(_stepped(one, steps), shown, [seed] * len(shown), len(shown))
+        rows += [(one.name, picture) for picture in drawn]
+    return tensor_sheet(rows)
+
+
+def _stepped(contestant: Contestant, steps: int | None) -> Contestant:
+    return contestant if steps is None else replace(contestant, settings={**contestant.settings, "steps": steps})
 
 
 def _draw(contestant: Contestant, prompts: Sequence[str], seeds: Sequence[int], batch: int) -> Tensor:

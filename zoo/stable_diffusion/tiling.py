@@ -11,13 +11,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zoo.nn import part
+
 OVERLAP = 0.25  # of a tile's side, shared with its neighbour
 
 
 def in_slices(make: Callable[[Tensor], Tensor], data: Tensor, most: int) -> Tensor:
     """`make` of as many samples [batch, channels, height, width] at once as hold `most` places, one at least."""
     together = max(1, most // (data.shape[-2] * data.shape[-1]))
-    return torch.cat([make(part) for part in data.split(together)])
+    made = []
+    for start in range(0, len(data), together):
+        with part.of(start, start + together):
+            made.append(make(data[start : start + together]))
+    return torch.cat(made)
 
 
 def in_tiles(decode: Callable[[Tensor], Tensor], latents: Tensor, tile: int, factor: int) -> Tensor:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from zoo.adapt.files import WORD
 from zoo.data.subjects import P7_CLASS
@@ -20,9 +20,13 @@ from zoo.evaluate.judged import Pipe
 from zoo.evaluate.personalisation import COLUMNS, Contestant, Measures, Sizes, measure, relative, strip
 from zoo.loading import load
 from zoo.markdown import table as rows_of
+from zoo.pipeline import Pipeline
+from zoo.tensors import sha256
 from zoo.train import marked
+from zoo.train.cache import fingerprint
 from zoo.train.checkpoint import replacing
 from zoo.train.loop import STORY
+from zoo.train.methods import BASE, goes_with, weights_of
 
 SAVED, PAGE = Path("results") / "p7.json", Path("docs") / "adaptation.md"
 MARKS = ("<!-- P7: written by `make results` -->\n", "<!-- end of the table -->")
@@ -34,6 +38,7 @@ class Row(Measures):
     bytes: int
     images: int
     minutes: float
+    digest: str  # of what was trained, and of what it adapts
 
 
 def opened(folder: Path, name: str, model: str | None = None, device: str = "auto") -> Contestant:
@@ -42,17 +47,18 @@ def opened(folder: Path, name: str, model: str | None = None, device: str = "aut
     Raises:
         ValueError: the folder holds nothing that can be opened.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = _files(folder)
     if (folder / "config.json").is_file():
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         whole = load(folder, device=device)
         if (folder / WORD).is_file():
             whole.load_word(folder / WORD)
         return Contestant(name, cast(Pipe, whole), {}, size)
-    if not files or not (folder / STORY).is_file():
-        raise ValueError(f"{folder} holds no adapters with their {STORY}: give the folder `final` of a training run")
-    said = json.loads((folder / STORY).read_text("utf-8"))
-    pipe = load(model or said["recipe"]["model"], device=device)
+    if not files:
+        raise ValueError(f"{folder} holds no adapters: give the folder `final` of a training run")
+    pipe = load(model or _story(folder)["recipe"]["model"], device=device)
+    if (folder / BASE).is_file() and not goes_with(folder, weights_of(pipe)):
+        raise ValueError(f"{folder} was trained on other weights than those of {pipe.name}: train it again")
     chosen: dict[str, float] = {}
     for file in files:
         kind = file.stem.partition("-")[0]
@@ -73,20 +79,25 @@ def opened(folder: Path, name: str, model: str | None = None, device: str = "aut
 def measured(
     entered: Mapping[str, Path], model: str, sizes: Sizes, saved: Path | None = None, device: str = "auto"
 ) -> dict[str, Row]:
-    """What was measured of the model itself and then of every run, by name; read from `saved` where it is there.
+    """What was measured of the model itself and then of every run, by name; read from `saved` if it is of these files.
 
     Raises:
-        ValueError: a folder that cannot be opened, or what is saved is of another model or in other sizes.
+        ValueError: a folder that cannot be opened, or was trained on other weights than the model's; a run that goes by
+            the model's name; or what is saved is of another model or in other sizes.
     """
+    if model in entered:
+        raise ValueError(f"a run cannot go by the model's name {model!r}: give it as NAME={entered[model]}")
     found = _read(saved, model, sizes)
     for name, folder in {model: None, **entered}.items():
-        if name in found:
-            continue
         one = _contestant(name, folder, model, device)
-        said = {} if folder is None else json.loads((folder / STORY).read_text("utf-8"))
-        row = Row(
-            bytes=one.bytes, images=said.get("images", 0), minutes=said.get("minutes", 0.0), **measure(one, sizes)
+        digest = fingerprint(
+            *weights_of(cast(Pipeline, one.pipe)).values(), *(() if folder is None else map(sha256, _files(folder)))
         )
+        if name in found and found[name]["digest"] == digest:
+            continue
+        said = {"images": 0, "minutes": 0.0} if folder is None else _story(folder)
+        cost = {"bytes": one.bytes, "images": said["images"], "minutes": said["minutes"], "digest": digest}
+        row = cast(Row, cost | measure(one, sizes))
         found = _read(saved, model, sizes) | found | {name: row}  # another process may have saved more by now
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +134,18 @@ def stale(root: Path) -> bool:
 
 
 def _saved_table(root: Path) -> str:
-    return table(json.loads((root / SAVED).read_text("utf-8"))["measured"])
+    said = json.loads((root / SAVED).read_text("utf-8"))
+    return table({said["model"]: said["measured"][said["model"]], **said["measured"]})
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _story(folder: Path) -> dict[str, Any]:
+    if not (folder / STORY).is_file():
+        raise ValueError(f"{folder} has no {STORY}: give the folder `final` of a training run")
+    return dict(json.loads((folder / STORY).read_text("utf-8")))
 
 
 def _contestant(name: str, folder: Path | None, model: str, device: str) -> Contestant:
@@ -157,19 +179,22 @@ def main() -> None:
     parser.add_argument("--save", type=Path, default=None, help=f"measure what this file lacks, such as {SAVED}")
     parser.add_argument("--sheet", type=Path, default=None, help="a picture of each of some prompts, in one PNG")
     options = parser.parse_args()
-    entered = {}
+    entered: dict[str, Path] = {}
     for given in options.folders:
         name, _, path = given.rpartition("=")
         folder = Path(path)
-        entered[name or (folder.parent.name if folder.name == "final" else folder.name)] = folder
-    model = options.model or json.loads((next(iter(entered.values())) / STORY).read_text("utf-8"))["recipe"]["model"]
+        name = name or (folder.parent.name if folder.name == "final" else folder.name)
+        if name in entered:
+            raise ValueError(f"{entered[name]} and {folder} are both called {name!r}: give one as NAME=FOLDER")
+        entered[name] = folder
+    model = options.model or _story(next(iter(entered.values())))["recipe"]["model"]
     sizes = Sizes(options.per_prompt, options.of_class, options.per_task, options.steps, options.seed)
     print(table(measured(entered, model, sizes, options.save, options.device)))
     if options.sheet is not None:
         folders = {model: None, **entered}
         shown = [_contestant(name, folder, model, options.device) for name, folder in folders.items()]
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
-        strip(shown, seed=options.seed).save(options.sheet)
+        strip(shown, seed=options.seed, steps=options.steps).save(options.sheet)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.cascade import Stage, condition, shrunk
 from zoo.config import Role
 from zoo.dalle2.decoder import STAGE, UnclipDecoder
+from zoo.dalle2.karlo import KarloUpsampler
 from zoo.dalle2.prior import DiffusionPrior
 from zoo.diffusion.denoiser import Denoiser
 from zoo.imagen.parts import CascadeDecoder, PixelGenerator
@@ -91,7 +92,8 @@ def _cascade(pipe: Pipeline) -> list[Learner]:
     factor = decoder.factor
     for stage in decoder.stages if isinstance(decoder, CascadeDecoder) else decoder.upsamplers:
         factor //= stage.config.factor
-        found.append(_stage(stage, factor))
+        if not isinstance(stage, KarloUpsampler):  # whose two networks are of seven fixed steps
+            found.append(_stage(stage, factor))
     return found
 
 

@@ -13,10 +13,10 @@ encoder has never met says next to nothing to the generator by itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 import torch
 from pydantic import Field
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Method: TypeAlias = Literal["lora", "prefix", "lora+prefix", "textual-inversion", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
+T = TypeVar("T")
 BASE = Path("base.json")  # which weights an adapter was trained on: those of the parts that it changes or listens to
 PROJECTIONS = r"re:(.*\.)?(to_[qkv]|to_out|[qkv]_proj|out_proj|[qkvo])"  # of attention, in all families and text towers
 
@@ -51,6 +52,11 @@ class LoRATable(Table):
     alpha: float | None = None  # None: as the rank
     targets: dict[str, tuple[lora.Target | str, ...]] = Field({"generator": (PROJECTIONS,)})
     lr: float | None = Field(None, gt=0)  # None: optimiser.lr
+
+    def target(self, pattern: lora.Target | str) -> lora.Target:
+        """A target as a recipe says it, with this table's rank and alpha where it has none of its own."""
+        said = {"pattern": pattern} if isinstance(pattern, str) else pattern.model_dump(exclude_unset=True)
+        return lora.Target.model_validate({"rank": self.rank, "alpha": self.alpha} | said)
 
 
 class PrefixTable(Table):
@@ -124,6 +130,7 @@ class Trained:
     def __init__(self, recipe: AdapterRecipe, pipe: Pipeline) -> None:
         self.recipe, self.pipe, self.base = recipe, pipe, weights_of(pipe)
         self.roles: set[Role] = set()
+        self.changed: dict[nn.Module, Role] = {}  # networks that are trained, or beside which something is
         self.strengths: dict[str, float] = {}
         kinds = {"lora": self._lora, "prefix": self._prefix, "textual-inversion": self._word, "full": self._full}
         asked = [*recipe.method.split("+")]
@@ -141,18 +148,26 @@ class Trained:
         own = {"lora": self.recipe.lora.lr, "prefix": self.recipe.prefix.lr, "textual_inversion": word}.get(kind)
         return 1.0 if own is None else own / self.recipe.optimiser.lr
 
+    def _changes(self, role: Role, network: nn.Module) -> None:
+        self.roles.add(role)
+        self.changed[network] = role
+
+    def _targets(self, targets: Mapping[str, tuple[T, ...]]) -> Iterator[tuple[str, Role, nn.Module, tuple[T, ...]]]:
+        """The networks that a table's targets mean, each with its patterns."""
+        meant: dict[str, str] = {}
+        for target, patterns in targets.items():
+            for name, (role, network) in networks(self.pipe, target).items():
+                if name in meant:
+                    raise RecipeError(f"the targets {meant[name]!r} and {target!r} are both {name}: make them one list")
+                meant[name] = target
+                yield name, role, network.module, patterns
+
     def _lora(self) -> nn.Module:
         table, loras = self.recipe.lora, {}
-        for target, patterns in table.targets.items():
-            for name, (role, network) in networks(self.pipe, target).items():
-                wanted = [
-                    lora.Target(pattern=pattern, rank=table.rank, alpha=table.alpha)
-                    if isinstance(pattern, str)
-                    else pattern
-                    for pattern in patterns
-                ]
-                loras[name] = lora.LoRA.build(network.module, wanted, seed=self.recipe.seed)
-                self.roles.add(role)
+        for name, role, network, patterns in self._targets(table.targets):
+            wanted = [table.target(pattern) for pattern in patterns]
+            loras[name] = lora.LoRA.build(network, wanted, seed=self.recipe.seed)
+            self._changes(role, network)
         if not loras:
             raise RecipeError('lora.targets is empty: name a part and patterns, such as generator = ["*.to_[qkv]"]')
         self.pipe.load_lora(loras, name="lora")
@@ -165,18 +180,17 @@ class Trained:
         if table.word is not None:
             with torch.no_grad():
                 start = self.pipe.text_encoder.encode([table.word]).tokens[0, : table.length]
-        for target, patterns in table.targets.items():
-            for name, (role, network) in networks(self.pipe, target).items():
-                prefixes[name] = prefix.Prefix.build(
-                    network.module,
-                    patterns,
-                    length=table.length,
-                    features=start,
-                    hidden=table.hidden,
-                    on_null=table.on_null,
-                    seed=self.recipe.seed,
-                )
-                self.roles.add(role)
+        for name, role, network, patterns in self._targets(table.targets):
+            prefixes[name] = prefix.Prefix.build(
+                network,
+                patterns,
+                length=table.length,
+                features=start,
+                hidden=table.hidden,
+                on_null=table.on_null,
+                seed=self.recipe.seed,
+            )
+            self._changes(role, network)
         if not prefixes:
             raise RecipeError('prefix.targets is empty: name a part and patterns, such as generator = ["*attention"]')
         self.pipe.load_prefix(prefixes, name="prefix")
@@ -200,7 +214,7 @@ class Trained:
             if not isinstance(part, nn.Module):
                 raise RecipeError(f"full.parts names {role}, but {type(part).__name__} has no weights")
             chosen[role] = part.requires_grad_(True)
-            self.roles.add(role)
+            self._changes(role, part)
         return nn.ModuleDict(chosen)
 
     def export(self, average: nn.Module, folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
@@ -194,10 +194,18 @@ class AdapterTask(Task[AdapterRecipe]):
         with exchanged(live, model):
             made = self.pipe(self.shown, n=self.recipe.shown, adapters=self.trained.strengths or None, progress=False)
         live.train()
-        figures = {}
-        if self.recipe.subject is not None:
-            figures["fidelity"] = sum(is_p7(picture) for picture in made.tensor) / len(made.tensor)
-        return grid(made.tensor * 2 - 1, columns=2 * self.recipe.shown), figures
+        return grid(made.tensor * 2 - 1, columns=2 * self.recipe.shown), self._seen_in(made.tensor)
+
+    def _seen_in(self, pictures: Tensor) -> dict[str, float]:
+        """In how many of the pictures that are to show the subject it is, and in how many of the others."""
+        subject, said = self.recipe.subject, {}
+        if subject is not None:
+            found = [is_p7(picture) for picture in pictures]
+            wanted = [subject in prompt.casefold() for prompt in self.shown for _ in range(self.recipe.shown)]
+            for name, which in (("fidelity", True), ("leak", False)):
+                if share := [there for there, asked in zip(found, wanted, strict=True) if asked == which]:
+                    said[name] = sum(share) / len(share)
+        return said
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Small safetensors files, as `zoo.train.methods` lists them; of the method "full" a model folder."""
@@ -222,13 +230,17 @@ class AdapterTask(Task[AdapterRecipe]):
         return np.concatenate([pixels, more]), captions + said
 
     def _learning(self, every: Sequence[Learner]) -> list[Learner]:
-        """The denoisers of the parts that change; where that is the text encoder alone, the generator's."""
-        roles = self.trained.roles - {"text_encoder"} or {"generator"}
-        for role in roles:
-            if not any(learner.role == role for learner in every):
+        """The denoisers of what changes; where that is the text encoder alone, the generator's."""
+        changed = {network: role for network, role in self.trained.changed.items() if role != "text_encoder"}
+        learning: set[str] = set()
+        for network, role in changed.items() or [(self.pipe.generator, "generator")]:
+            modules = set(cast(nn.Module, network).modules())
+            found = {learner.name for learner in every if not modules.isdisjoint(learner.denoiser.modules())}
+            if not found:
                 part = type(getattr(self.pipe, role)).__name__
                 raise RecipeError(f"{part}, the {role} of {self.pipe.name}, has no denoiser that learns from pictures")
-        return [learner for learner in every if learner.role in roles]
+            learning |= found
+        return [learner for learner in every if learner.name in learning]
 
     @torch.no_grad()
     def _examples(self, pixels: Array, whose: Sequence[int]) -> Examples:

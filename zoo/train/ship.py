@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -72,6 +72,7 @@ class Adapter(BaseModel):
     run: Path
     summary: str
     prompt: str
+    settings: Mapping[str, JsonValue] = {}  # what a call asks for beside it
 
 
 class ShipRecipe(Measuring):
@@ -156,15 +157,21 @@ def _of(roles: Collection[Role], results: Mapping[str, JsonValue]) -> dict[str, 
     return {name: found for name, found in results.items() if MEASURED_OF.get(name) in roles}
 
 
-def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
+def add_adapters(folder: Path, recipe: ShipRecipe, names: Sequence[str] = ()) -> None:
     """Put what the runs of the recipe's adapters left beside the model that they were trained on; LoRAs in `bits`.
 
+    `names`: those to add, in place of all; others that are there already stay.
+
     Raises:
-        ValueError: a run left nothing that can be added, or was of another model.
+        ValueError: no such adapter, a run left nothing that can be added, or was of another model.
     """
-    told = {}
+    if unknown := [name for name in names if name not in recipe.adapters]:
+        raise ValueError(f"the recipe has no adapter {unknown[0]!r}, only {', '.join(recipe.adapters) or 'none'}")
+    config = configs.read(folder)
+    told = {name: one for name, one in config.adapters.items() if names and name in recipe.adapters}
     weights_there = weights_of(load(folder, device="cpu"))
-    for name, adapter in recipe.adapters.items():
+    for name in names or recipe.adapters:
+        adapter = recipe.adapters[name]
         if not (adapter.run / BASE).is_file():
             raise ValueError(f"{adapter.run} holds no adapter: train it first")
         if not goes_with(adapter.run, weights_there):
@@ -182,10 +189,12 @@ def add_adapters(folder: Path, recipe: ShipRecipe) -> None:
         told[name] = AdapterConfig(
             summary=adapter.summary,
             prompt=adapter.prompt,
+            settings=dict(adapter.settings),
             files=inside,
             training={story["recipe"]["part"]: dict(cost(story))},
         )
-    weights.write_config(folder, configs.read(folder).model_copy(update={"adapters": told}))
+    ordered = {name: told[name] for name in recipe.adapters if name in told}
+    weights.write_config(folder, config.model_copy(update={"adapters": ordered}))
     _tell_sharers(folder.parent, folder.name)
 
 
@@ -295,14 +304,16 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=configs.ROLES, help="write the parts of these roles, and leave the others alone"
     )
-    parser.add_argument("--adapters", action="store_true", help="add the recipe's adapters, trained on this very model")
+    parser.add_argument(
+        "--adapters", nargs="*", metavar="NAME", help="add the recipe's adapters, trained on this very model, or some"
+    )
     arguments = parser.parse_args()
     recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
     if arguments.out is not None:
         recipe = recipe.model_copy(update={"out": arguments.out})
     folder = recipe.out / recipe.name if arguments.keep else assemble(recipe, arguments.only or configs.ROLES)
-    if arguments.adapters:
-        add_adapters(folder, recipe)
+    if arguments.adapters is not None:
+        add_adapters(folder, recipe, arguments.adapters)
     if arguments.measure is not None:
         measure(folder, recipe, arguments.measure or MEASURES)
     print(folder)
