@@ -153,5 +153,6 @@ def test_adapters_that_come_along_show(name: str) -> None:
         most = 2e6 if adapter == "four-steps" else 1e6  # it draws everything in another way, others one thing more
         assert sum((SHIPPED / name / file).stat().st_size for file in said.files) < most
         pipe.load_adapter(adapter)
-        plain, adapted = (pipe(said.prompt, adapters=one, **settings).tensor for one in ({}, {adapter: 1.0}))
+        asked = settings | said.settings
+        plain, adapted = (pipe(said.prompt, adapters=one, **asked).tensor for one in ({}, {adapter: 1.0}))
         assert (plain - adapted).abs().mean() > 0.02

@@ -153,6 +153,22 @@ def test_only_what_was_trained_on_the_model_is_added(run: Path) -> None:
     assert not (folder / "adapters").exists()
 
 
+def test_one_is_added_to_others(run: Path) -> None:
+    one, folder = recipe(run), registry.find("spare")
+    few = Adapter(run=run, summary="Fewer.", prompt=ZIP, settings={"steps": 4, "sampler": "ddim", "guidance": 1.0})
+    both = one.model_copy(update={"adapters": {"few": few, **one.adapters}})
+    add_adapters(folder, both, ["zip"])
+    assert registry.list_adapters("spare") == ["zip"]
+    add_adapters(folder, both, ["few"])
+    assert list(configs.read(folder).adapters) == ["few", "zip"], "in the order of the recipe"
+    card = model_card.render(configs.read(folder))
+    assert 'adapters={"few": 1.0}, steps=4, sampler="ddim", guidance=1.0).save("outputs")' in card
+    add_adapters(folder, one)
+    assert list(configs.read(folder).adapters) == ["zip"]
+    with pytest.raises(ValueError, match="the recipe has no adapter 'zap', only few, zip"):
+        add_adapters(folder, both, ["zap"])
+
+
 def test_a_folder_of_several_adapters_is_ambiguous(run: Path) -> None:
     assert locate(run).name == "lora.safetensors", "a word beside it is no other choice"
     network = zoo.load("spare", device="cpu").adaptable()["unet"].module
