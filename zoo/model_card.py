@@ -38,11 +38,10 @@ def _adapters(config: ModelConfig) -> str:
     if not config.adapters:
         return ""
     name, first = next(iter(config.adapters.items()))
-    asked = "".join(f", {key}={value!r}" for key, value in first.settings.items()).replace("'", '"')
-    lines = [
-        f'pipe.load_adapter("{name}")',
-        f'pipe({_quoted(first.prompt)}, adapters={{"{name}": 1.0}}{asked}).save("outputs")',
-    ]
+    asked = [_quoted(first.prompt), f'adapters={{"{name}": 1.0}}']
+    asked += [f"{key}={value!r}".replace("'", '"') for key, value in first.settings.items()]
+    said = "".join(f"\n    {one}," for one in asked) + "\n" if first.settings else ", ".join(asked)
+    lines = [f'pipe.load_adapter("{name}")', f'pipe({said}).save("outputs")']
     rows = [(f"`{name}`", one.summary, one.prompt) for name, one in config.adapters.items()]
     use = "\n".join(("```python", *lines, "```"))
     return f"## Adapters\n\n{use}\n\n" + table(("name", "", "a prompt for it"), rows)

@@ -162,7 +162,7 @@ def test_one_is_added_to_others(run: Path) -> None:
     add_adapters(folder, both, ["few"])
     assert list(configs.read(folder).adapters) == ["few", "zip"], "in the order of the recipe"
     card = model_card.render(configs.read(folder))
-    assert 'adapters={"few": 1.0}, steps=4, sampler="ddim", guidance=1.0).save("outputs")' in card
+    assert '    adapters={"few": 1.0},\n    steps=4,\n    sampler="ddim",\n    guidance=1.0,\n).save("outputs")' in card
     add_adapters(folder, one)
     assert list(configs.read(folder).adapters) == ["zip"]
     with pytest.raises(ValueError, match="the recipe has no adapter 'zap', only few, zip"):
