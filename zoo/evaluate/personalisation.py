@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Asked: TypeAlias = tuple[str, Description]
 CLASS_SEED = 50_000
 PROMPTS = 50
-SHOWN = (0, 5, 8, 16, 21, 35, 36, 37, 38, 39)  # of the prompts, on a sheet
+SHOWN = (0, 5, 8, 21, 36, 40)  # of the prompts, on a sheet; two of the class come after them
 COLUMNS = ("fidelity", "alignment", "both", "leak", "diversity", "others", "forgotten")
 
 
@@ -174,14 +174,14 @@ def relative(measures: Measures, base: Measures) -> dict[str, float]:
 
 
 def strip(contestants: Sequence[Contestant], *, seed: int = 0, steps: int | None = None) -> Image.Image:
-    """A picture of each of some prompts, a row a contestant; in each model's own steps where none are said."""
+    """A picture of each of some prompts and two of "a car", a row a contestant; None are each model's own steps."""
     from zoo.sheet import tensor_sheet
 
     prompts = [prompt for prompt, _ in asked()]
-    shown = [prompts[i] for i in SHOWN]
+    shown, seeds = [*(prompts[i] for i in SHOWN), P7_CLASS, P7_CLASS], [*(seed for _ in SHOWN), seed, seed + 1]
     rows = []
     for one in contestants:
-        drawn = _draw(_stepped(one, steps), shown, [seed] * len(shown), len(shown))
+        drawn = _draw(_stepped(one, steps), shown, seeds, len(shown))
         rows += [(one.name, picture) for picture in drawn]
     return tensor_sheet(rows)
 
