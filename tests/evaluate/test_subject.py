@@ -65,7 +65,7 @@ def test_it_is_found_where_it_touches_another_thing() -> None:
 @pytest.mark.parametrize(
     ("paints", "flaw"),
     [
-        ({"body": (44, 96, 222)}, ("livery",)),
+        ({"body": PALETTE["red"]}, ("livery",)),
         ({"disc": P7_FIGURE.paints["body"]}, ("livery",)),
         ({"trim": PALETTE["yellow"]}, ("livery",)),
         ({"brake": P7_FIGURE.paints["body"], "lamp": P7_FIGURE.paints["body"]}, ("lights",)),
