@@ -240,7 +240,7 @@ class Injection:
         self.name = name
         self.merged: float | None = None
         self._pairs = list(pairs)
-        self._originals: list[Tensor] = []
+        self._originals: list[tuple[nn.Linear | nn.Conv2d, Tensor]] = []  # each module, and its weights of before
         self._handles: list[RemovableHandle] = []
         self._hook()
 
@@ -267,7 +267,7 @@ class Injection:
         self._unhook()
         try:
             for base, layer in self._pairs:
-                self._originals.append(base.weight.detach().clone())
+                self._originals.append((base, base.weight.detach().clone()))
                 _MERGED.setdefault(base, []).append(self)
                 _add(base, layer, strength)
         except BaseException:
@@ -292,7 +292,7 @@ class Injection:
 
     def _restore(self) -> None:
         """Put back what there is of the weights of before, and act from beside again."""
-        for (base, _), original in zip(self._pairs, self._originals, strict=False):  # fewer, if merging failed
+        for base, original in self._originals:
             base.weight.copy_(original)
             if self in _MERGED.get(base, []):
                 _MERGED[base].remove(self)

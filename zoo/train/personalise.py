@@ -35,9 +35,7 @@ from zoo.train.task import Image as Sample
 from zoo.train.views import BesideTable, beside, companions, views
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-PRIOR_SEED = (
-    10_000_000  # of the first picture that the model itself draws: far from the seeds that people and tests draw with
-)
+PRIOR_SEED = 10_000_000  # of the model's own first picture: far from the seeds that people and tests draw with
 
 
 class PriorTable(Table):
