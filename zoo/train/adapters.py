@@ -98,7 +98,7 @@ def measured(
         said = {"images": 0, "minutes": 0.0} if folder is None else _story(folder)
         cost = {"bytes": one.bytes, "images": said["images"], "minutes": said["minutes"], "digest": digest}
         row = cast(Row, cost | measure(one, sizes))
-        found = _read(saved, model, sizes) | found | {name: row}  # another process may have saved more by now
+        found = found | _read(saved, model, sizes) | {name: row}  # another process may have saved since
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)
             kept = {"model": model, "sizes": asdict(sizes), "measured": found}
