@@ -45,7 +45,7 @@ def test_file_overrides_and_defaults(toml: Path) -> None:
         ("batch=many", r"batch = 'many': .*integer"),
         ("batch=0", r"batch = 0: .*greater than or equal to 1"),
         ("optimiser.lr=-1", r"optimiser\.lr = -1: .*greater than 0"),
-        ("autocast=fp8", r"autocast = 'fp8': .*'bf16' or 'no'"),
+        ("autocast=fp8", r"autocast = 'fp8': .*'auto', 'bf16' or 'no'"),
         ("model=3", "model = 3"),
         ("batch", "'batch' should read key=value"),
         ("part.x=1", "part is a value, not a table"),

@@ -28,6 +28,7 @@ from zoo.train import Summary, TrainingError, checkpoint, optimise
 from zoo.train.checkpoint import State
 from zoo.train.log import Log, StopSignals
 from zoo.train.optimise import Ema, learning_rate
+from zoo.train.precision import in_half
 from zoo.train.recipe import Recipe
 from zoo.train.task import Batch, Task
 
@@ -147,7 +148,9 @@ def _accelerator(recipe: Recipe, device: str | None) -> Accelerator:
         torch.cuda.set_device(wanted.index or 0)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may differ in autocast
-    accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision=recipe.autocast)
+    accelerator = Accelerator(
+        cpu=wanted.type == "cpu", mixed_precision="bf16" if in_half(recipe.autocast, wanted) else "no"
+    )
     if recipe.batch % accelerator.num_processes:
         raise TrainingError(f"{accelerator.num_processes} processes cannot share a batch of {recipe.batch} evenly")
     return accelerator

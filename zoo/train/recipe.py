@@ -53,7 +53,9 @@ class Recipe(Table):
     seed: int = Field(0, ge=0)
     optimiser: Optimiser = Optimiser()
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged weights, reached from below: min(ema, (1+s)/(10+s))
-    autocast: Literal["bf16", "no"] = "bf16"
+    autocast: Literal["auto", "bf16", "no"] = (
+        "auto"  # bf16 where the device has instructions for it, or always, or never
+    )
     channels_last: bool | None = None  # unset: on a GPU only (GroupNorm's backward crawls in it on a CPU)
     compile: bool = False
     threads: int = Field(0, ge=0)  # CPU threads; 0 leaves it to torch

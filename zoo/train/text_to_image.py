@@ -26,6 +26,7 @@ from zoo.interface import Conditioning, Sampling, TextEncoder, TextFeatures
 from zoo.text.clip import ClipTextEncoder
 from zoo.text.t5 import T5TextEncoder
 from zoo.train.cache import Array, SceneData, Scenes, filled_together, fingerprint, picked, root, scenes
+from zoo.train.precision import in_half
 from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Image, Task, grid
 
@@ -118,7 +119,7 @@ class TextTask(Task[TextRecipeT]):
             (self.vectors,) = vectors
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.autocast == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=in_half(self.recipe.autocast, self.device))
 
     def compile(self, model: nn.Module) -> None:
         model.get_submodule("network").compile()
