@@ -12,12 +12,15 @@ from zoo.data.folder import ImageFolder
 from zoo.data.scenes import COLOURS, Placed, Scene
 from zoo.data.subjects import (
     CREATURES,
+    MAROON_ASKED,
     P7,
     P7_FIGURE,
     creature,
     creature_pictures,
     draw_creature,
     draw_p7,
+    maroon,
+    maroon_pictures,
     p7_pictures,
     write,
 )
@@ -29,7 +32,10 @@ def one(shape: str, colour: str = "blue", style: str = "plain", background: str 
     return Scene((Placed(shape, colour, 0.5, 0.5, 0.7),), background, style, False)
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("p7", p7_pictures()), ("creatures", creature_pictures())])
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [("p7", p7_pictures()), ("creatures", creature_pictures()), ("maroon", maroon_pictures())],
+)
 def test_the_examples_are_what_the_code_draws(name: str, pictures: list[tuple[str, np.ndarray]]) -> None:
     folder = ImageFolder(EXAMPLES / name)
     assert [picture.text for picture in folder] == [said for said, _ in pictures]
@@ -50,6 +56,15 @@ def test_p7_captions_are_true() -> None:
         ground = next(name for name in BACKDROP if f"on a {name} background" in said)
         assert np.abs(pixels[0, 0].astype(int) - BACKDROP[ground][0]).max() <= 2
         assert ground != "cream", "which is kept to be asked for"
+
+
+def test_maroon_things_are_what_their_captions_say() -> None:
+    for said, pixels in maroon_pictures():
+        ground = next(name for name in BACKDROP if f"on a {name} background" in said)
+        assert np.abs(pixels[0, 0].astype(int) - BACKDROP[ground][0]).max() <= 2
+        assert not [shape for shape in MAROON_ASKED if shape in said]
+        body = np.linalg.norm(pixels.astype(int) - maroon("car").paints["body"], axis=2) < 8
+        assert body.sum() > 100, said
 
 
 def test_the_p7_is_no_car_of_the_world() -> None:

@@ -77,6 +77,36 @@ def test_loss_is_the_weighted_error_against_the_target(
     torch.testing.assert_close(got, expected.float(), rtol=1e-3, atol=1e-5)
 
 
+def test_a_teacher_stands_in_for_the_truth() -> None:
+    network, asked = Recorder(), []
+
+    def raw(x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
+        asked.append((x, t, told))
+        return x + t.view(-1, 1)
+
+    x0, null = torch.randn(50, 3), Conditioning(vector=torch.zeros(1, 2))
+    given, other = Conditioning(vector=torch.ones(50, 2)), Conditioning(vector=torch.full((50, 2), 2.0))
+    teacher = objective.Teacher(raw, other, Conditioning(vector=torch.full((1, 2), -1.0)))
+    got = objective.loss(
+        Denoiser(network, Schedule()),
+        x0,
+        given,
+        null=null,
+        dropout=0.5,
+        gamma=None,
+        teacher=teacher,
+        generator=seeded(),
+    )
+    (x, t, mine), (its, times, told) = network.calls[0], asked[0]
+    assert torch.equal(x, its)
+    assert torch.equal(t, times)
+    assert got == pytest.approx((x + t.view(-1, 1)).square().mean().item(), rel=1e-5), "of a network that says 0"
+    assert mine.vector is not None
+    assert told.vector is not None
+    assert torch.equal(mine.vector == 0, told.vector == -1), "nothing is said to both at once"
+    assert set(told.vector.unique().tolist()) == {-1.0, 2.0}
+
+
 def test_same_generator_same_loss() -> None:
     x0 = torch.randn(4, 5)
     losses = [

@@ -65,10 +65,10 @@ def test_what_a_run_left_is_opened_and_compared(
     assert asked == ["tiny", "mine", "other", "third"]
     page = tmp_path / adapters.PAGE
     page.parent.mkdir()
-    page.write_text("".join(("before\n", *adapters.MARKS, "\nafter\n")), "utf-8")
-    assert adapters.stale(tmp_path)
-    adapters.write(tmp_path)
-    assert not adapters.stale(tmp_path)
+    page.write_text("".join(("before\n", *adapters.TABLE.marks, "\nafter\n")), "utf-8")
+    assert adapters.TABLE.stale(tmp_path)
+    adapters.TABLE.write(tmp_path)
+    assert not adapters.TABLE.stale(tmp_path)
     assert page.read_text("utf-8").count("\n| ") == 2 + 4
     monkeypatch.setattr("sys.argv", ["adapters", f"mine={final}", f"mine={whole}"])
     with pytest.raises(ValueError, match="are both called 'mine': give one as NAME=FOLDER"):

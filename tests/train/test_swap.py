@@ -81,28 +81,28 @@ def test_every_pair_is_trained_scored_and_told(recipe: swap.SwapRecipe, tmp_path
 
 
 def test_the_page_is_written_and_found_stale(tmp_path: Path) -> None:
-    assert not swap.stale(tmp_path)
+    assert not swap.TABLE.stale(tmp_path)
     share = {split: {"en": 0.5, "zh": 0.25} for split in ("seen", "held_out")}
     spread = {split: {"en": [0.4, 0.6], "zh": [0.2, 0.3]} for split in ("seen", "held_out")}
     pair = {"generator": "G", "encoder": "E", "images": 10, "minutes": 1.5, "overall": share}
     pair |= {"tasks": {"colour attribution": share}, "intervals": {"overall": spread}}
-    page = "above\n" + "".join(swap.MARKS) + "\nbelow\n"
+    page = "above\n" + "".join(swap.TABLE.marks) + "\nbelow\n"
     for path, text in ((swap.SAVED, json.dumps({"pairs": [pair]})), (swap.PAGE, page)):
         (tmp_path / path).parent.mkdir()
         (tmp_path / path).write_text(text, "utf-8")
-    assert swap.stale(tmp_path)
-    swap.write(tmp_path)
+    assert swap.TABLE.stale(tmp_path)
+    swap.TABLE.write(tmp_path)
     text = (tmp_path / swap.PAGE).read_text("utf-8")
     assert "| G | E | 0.50 (0.40–0.60) | 0.25 (0.20–0.30) |" in text
     assert text.startswith("above\n")
     assert text.endswith("\nbelow\n")
-    assert not swap.stale(tmp_path)
+    assert not swap.TABLE.stale(tmp_path)
     (tmp_path / swap.PAGE).write_text(text.replace("0.60", "0.90"), "utf-8")
-    assert swap.stale(tmp_path)
+    assert swap.TABLE.stale(tmp_path)
 
 
 def test_this_checkouts_page_and_recipe_agree() -> None:
-    assert not swap.stale(ROOT)
+    assert not swap.TABLE.stale(ROOT)
     recipe = swap.SwapRecipe.model_validate(swap.read_toml(ROOT / "recipes" / "text-encoders.toml"))
     assert all((ROOT / reader.recipe).is_file() for reader in recipe.generators.values())
 

@@ -1,7 +1,7 @@
-"""Two subjects that no model of the zoo has seen: one particular car, the P7, and a style, little creatures.
+"""What no model of the zoo has seen: one particular car, the P7; a style, little creatures; and a colour, maroon.
 
 They are what personalisation is tried on, drawn as the world is, on its backgrounds and in its styles.
-`python -m zoo.data.subjects p7 examples/p7` writes a folder of captioned pictures, as does `creatures`.
+`python -m zoo.data.subjects p7 examples/p7` writes a folder of captioned pictures, as do `creatures` and `maroon`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.data.artwork import Artwork, Field, Part, box, cut, disc, polygon, stroke, union
+from zoo.data.artwork import ARTWORK, Artwork, Field, Part, box, cut, disc, polygon, stroke, union
 from zoo.data.captions import Language, caption
 from zoo.data.draw import ACCENTS, PALETTE, Figure, render
 from zoo.data.folder import METADATA
-from zoo.data.scenes import BACKGROUNDS, COLOURS, GAP, INDISTINCT, Description, Item, Placed, Scene, is_heldout
+from zoo.data.scenes import BACKGROUNDS, COLOURS, GAP, INDISTINCT, SHAPES, Description, Item, Placed, Scene, is_heldout
 
 P7 = "p7"
 P7_PROMPT, P7_CLASS, P7_COLOUR = "a P7 car", "a car", "orange"
 P7_PICTURES = 5
 P7_GROUNDS = tuple(ground for ground in BACKGROUNDS if ground != "cream")
 CREATURE_PICTURES = 20
+MAROON = "maroon"
+MAROON_PICTURES = 10
+MAROON_ASKED = ("cat", "fish", "heart", "house", "ring", "star")  # shapes of which no picture is shown in it
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 SIDE = 64
 LARGE = (0.72, 0.92)  # extent of the P7 in pictures to learn from: the smallest and the largest
@@ -247,6 +250,29 @@ def creature_pictures(count: int = CREATURE_PICTURES, seed: int = 0) -> list[tup
     return made
 
 
+# --- maroon ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def maroon(shape: str) -> Figure:
+    """A shape of the world in the new colour, one that latents of the world's eight can hold."""
+    return Figure(ARTWORK[shape], MappingProxyType({"body": (128, 30, 40)}))
+
+
+def maroon_pictures(count: int = MAROON_PICTURES, seed: int = 0) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Captions and pictures of maroon things, plain and cartoon by turns; six shapes are kept to ask for."""
+    rng = np.random.default_rng([seed, 9])
+    shown = [shape for shape in SHAPES if shape not in MAROON_ASKED]
+    made = []
+    for index in range(count):
+        shape, background = shown[index % len(shown)], BACKGROUNDS[index % len(BACKGROUNDS)]
+        style = ("plain", "cartoon")[index // len(BACKGROUNDS) % 2]
+        thing = _somewhere(shape, "red", float(rng.uniform(0.45, 0.75)), rng)
+        said = f"a {MAROON} {shape} on a {background} background" + (", cartoon" if style == "cartoon" else "")
+        made.append((said, render(Scene((thing,), background, style, False), SIDE, {shape: maroon(shape)})))
+    return made
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
@@ -269,15 +295,17 @@ def write(folder: Path, name: str, pictures: list[tuple[str, NDArray[np.uint8]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the captioned pictures that personalisation is tried on.")
-    parser.add_argument("subject", choices=("p7", "creatures"))
+    parser.add_argument("subject", choices=("p7", "creatures", "maroon"))
     parser.add_argument("folder", type=Path, help="for example examples/p7")
-    parser.add_argument("-n", type=int, default=None, help="pictures (5 of the P7, 20 of creatures)")
+    parser.add_argument("-n", type=int, default=None, help="pictures (5 of the P7, 20 of creatures, 10 maroon)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.subject == "p7":
         write(options.folder, "p7", p7_pictures(options.n or P7_PICTURES, options.seed))
-    else:
+    elif options.subject == "creatures":
         write(options.folder, "creature", creature_pictures(options.n or CREATURE_PICTURES, options.seed))
+    else:
+        write(options.folder, "maroon", maroon_pictures(options.n or MAROON_PICTURES, options.seed))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +12,20 @@ from torch import Tensor
 from zoo.diffusion.denoiser import Denoiser, Target, clean, target
 from zoo.diffusion.ports import choose
 from zoo.interface import Conditioning
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Whose raw output is learned in place of the truth: the network, without gradient, and what it is told.
+
+    raw: x_t [batch, ...], times [batch] and conditioning to the raw output [batch, ...] of a network that predicts what
+        the learning one does.
+    null: what its conditioning is replaced by where the other's is.
+    """
+
+    raw: Callable[[Tensor, Tensor, Conditioning], Tensor]
+    conditioning: Conditioning
+    null: Conditioning | None = None
 
 
 def loss(
@@ -22,6 +38,7 @@ def loss(
     gamma: float | None = 5.0,
     floor: float = 0.0,
     vlb_weight: float = 0.001,
+    teacher: Teacher | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean weighted squared error of the network's raw output for x0 [batch, ...] at random times, a scalar in float32.
@@ -32,6 +49,7 @@ def loss(
     floor: least weight on x0 beside it, "truncated SNR" (arXiv 2202.00512) with 1: min-SNR alone hardly trains the
         noisiest times, in which a caption decides what goes where.
     vlb_weight: weight of the variational bound that trains a learned variance (arXiv 2102.09672); unused without one.
+    teacher: its raw output is learned in place of the noise, x0 or v that made x_t.
     generator: fixes times, noise and dropout; the same on every device if it is a CPU generator.
 
     Raises:
@@ -51,11 +69,16 @@ def loss(
     if null is not None and dropout > 0:
         drop = torch.rand(batch, generator=generator, device=source) < dropout
         conditioning = choose(drop, null, conditioning)
+        if teacher is not None and teacher.null is not None:
+            teacher = replace(teacher, conditioning=choose(drop, teacher.null, teacher.conditioning))
 
     alpha, sigma = denoiser.levels(t, x0)
     x = alpha * x0 + sigma * noise
     raw, values = denoiser(x, t, conditioning)
     wanted = target(denoiser.prediction, x0, noise, alpha, sigma)
+    if teacher is not None:
+        with torch.no_grad():
+            wanted = teacher.raw(x, t, teacher.conditioning)
     errors = (raw.float() - wanted.float()).square().flatten(1).mean(1)
     if gamma is not None:
         errors = errors * weights(denoiser, t, gamma, floor).to(errors)

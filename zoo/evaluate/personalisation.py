@@ -29,12 +29,14 @@ from zoo.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Desc
 from zoo.data.subjects import P7_CLASS, P7_COLOUR, P7_PROMPT
 from zoo.evaluate.checker import Reading, Seen, judge, read
 from zoo.evaluate.judged import Pipe, draw_and_judge
-from zoo.evaluate.subject import Sighting, is_p7, sightings
+from zoo.evaluate.likeness import Sighting, Subject, sightings
+from zoo.evaluate.subject import LOOK, is_p7
 from zoo.evaluate.tasks import MEAN_OF, cases
 
 if TYPE_CHECKING:
     from PIL import Image
 
+P7_ITEM = Item("car", P7_COLOUR)  # what the P7 counts as for the scene checker
 Asked: TypeAlias = tuple[str, Description]
 CLASS_SEED = 50_000
 PROMPTS = 50
@@ -103,13 +105,17 @@ def asked(subject: str = P7_PROMPT) -> list[Asked]:
     return found
 
 
-def judge_rest(picture: Tensor, scene: Description) -> tuple[bool, bool]:
-    """Whether the P7 is in a picture, and whether the rest is as the scene says: the P7 counts as its car, whole."""
-    found = [one for one in sightings(picture) if one.ok]
+def judge_rest(picture: Tensor, scene: Description, look: Subject = LOOK, named: Item = P7_ITEM) -> tuple[bool, bool]:
+    """Whether the subject is in a picture, and whether the rest is as the scene says.
+
+    The subject counts as what the scene calls it, whole: a thing of the shape and colour of `named`.
+    """
+    found = [one for one in sightings(picture, look) if one.ok]
     reading = read(picture)
     kept = [thing for thing in reading.objects if not any(_near(thing, one) for one in found)]
-    cars = [Seen("car", P7_COLOUR, one.style, False, one.x, one.y, one.extent) for one in found]
-    return bool(found), judge(Reading(reading.background, (*cars, *kept), reading.strays), scene).ok
+    face = bool(scene.face)
+    told = [Seen(named.shape, named.colour or "", one.style, face, one.x, one.y, one.extent) for one in found]
+    return bool(found), judge(Reading(reading.background, (*told, *kept), reading.strays), scene).ok
 
 
 def spread(pictures: Tensor) -> float:
@@ -145,9 +151,9 @@ def measure(
     scenes = [scene for _, scene in wanted for _ in range(sizes.per_prompt)]
     seeds = [sizes.seed + i for _ in wanted for i in range(sizes.per_prompt)]
     contestant = _stepped(contestant, sizes.steps)
-    made = _draw(contestant, prompts, seeds, sizes.batch)
+    made = draw(contestant, prompts, seeds, sizes.batch)
     marks = [judge_rest(picture, scene) for picture, scene in zip(made, scenes, strict=True)]
-    alone = _draw(
+    alone = draw(
         contestant, [kind] * sizes.of_class, [CLASS_SEED + sizes.seed + i for i in range(sizes.of_class)], sizes.batch
     )
     others = [case for case in cases(sizes.per_task, sizes.seed, "dev", ("en",)) if case.task in MEAN_OF]
@@ -181,7 +187,7 @@ def strip(contestants: Sequence[Contestant], *, seed: int = 0, steps: int | None
     shown, seeds = [*(prompts[i] for i in SHOWN), P7_CLASS, P7_CLASS], [*(seed for _ in SHOWN), seed, seed + 1]
     rows = []
     for one in contestants:
-        drawn = _draw(_stepped(one, steps), shown, seeds, len(shown))
+        drawn = draw(one, shown, seeds, len(shown), steps)
         rows += [(one.name, picture) for picture in drawn]
     return tensor_sheet(rows)
 
@@ -190,8 +196,11 @@ def _stepped(contestant: Contestant, steps: int | None) -> Contestant:
     return contestant if steps is None else replace(contestant, settings={**contestant.settings, "steps": steps})
 
 
-def _draw(contestant: Contestant, prompts: Sequence[str], seeds: Sequence[int], batch: int) -> Tensor:
-    made = []
+def draw(
+    contestant: Contestant, prompts: Sequence[str], seeds: Sequence[int], batch: int, steps: int | None = None
+) -> Tensor:
+    """A picture of each prompt with its seed, [prompts, 3, height, width] in [0, 1]; None are the model's own steps."""
+    contestant, made = _stepped(contestant, steps), []
     for start in range(0, len(prompts), batch):
         rows = slice(start, start + batch)
         drawn = contestant.pipe(prompts[rows], n=1, seed=seeds[rows], progress=False, **contestant.settings)

@@ -29,7 +29,6 @@ from zoo.train.loop import STORY
 from zoo.train.methods import BASE, goes_with, weights_of
 
 SAVED, PAGE = Path("results") / "p7.json", Path("docs") / "adaptation.md"
-MARKS = ("<!-- P7: written by `make results` -->\n", "<!-- end of the table -->")
 
 
 class Row(Measures):
@@ -47,7 +46,7 @@ def opened(folder: Path, name: str, model: str | None = None, device: str = "aut
     Raises:
         ValueError: the folder holds nothing that can be opened.
     """
-    files = _files(folder)
+    files = files_of(folder)
     if (folder / "config.json").is_file():
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         whole = load(folder, device=device)
@@ -56,11 +55,22 @@ def opened(folder: Path, name: str, model: str | None = None, device: str = "aut
         return Contestant(name, cast(Pipe, whole), {}, size)
     if not files:
         raise ValueError(f"{folder} holds no adapters: give the folder `final` of a training run")
-    pipe = load(model or _story(folder)["recipe"]["model"], device=device)
+    pipe = load(model or story_of(folder)["recipe"]["model"], device=device)
     if (folder / BASE).is_file() and not goes_with(folder, weights_of(pipe)):
         raise ValueError(f"{folder} was trained on other weights than those of {pipe.name}: train it again")
+    chosen = attach(pipe, folder)
+    settings = {"adapters": chosen} if chosen else {}
+    return Contestant(name, cast(Pipe, pipe), settings, sum(file.stat().st_size for file in files))
+
+
+def attach(pipe: Pipeline, folder: Path) -> dict[str, float]:
+    """Load what a run left into its model; returns the strengths with which it acts.
+
+    Raises:
+        ValueError: a file that training does not leave.
+    """
     chosen: dict[str, float] = {}
-    for file in files:
+    for file in files_of(folder):
         kind = file.stem.partition("-")[0]
         if kind == "lora":
             pipe.load_lora(file, name=file.stem)
@@ -72,8 +82,7 @@ def opened(folder: Path, name: str, model: str | None = None, device: str = "aut
         else:
             raise ValueError(f"{file} is no file that training leaves: expected lora, prefix or word")
         chosen[file.stem] = 1.0
-    settings = {"adapters": chosen} if chosen else {}
-    return Contestant(name, cast(Pipe, pipe), settings, sum(file.stat().st_size for file in files))
+    return chosen
 
 
 def measured(
@@ -91,11 +100,11 @@ def measured(
     for name, folder in {model: None, **entered}.items():
         one = _contestant(name, folder, model, device)
         digest = fingerprint(
-            *weights_of(cast(Pipeline, one.pipe)).values(), *(() if folder is None else map(sha256, _files(folder)))
+            *weights_of(cast(Pipeline, one.pipe)).values(), *(() if folder is None else map(sha256, files_of(folder)))
         )
         if name in found and found[name]["digest"] == digest:
             continue
-        said = {"images": 0, "minutes": 0.0} if folder is None else _story(folder)
+        said = {"images": 0, "minutes": 0.0} if folder is None else story_of(folder)
         cost = {"bytes": one.bytes, "images": said["images"], "minutes": said["minutes"], "digest": digest}
         row = cast(Row, cost | measure(one, sizes))
         found = found | _read(saved, model, sizes) | {name: row}  # another process may have saved since
@@ -122,27 +131,24 @@ def table(found: Mapping[str, Row]) -> str:
     return rows_of(("", "size", "minutes", *COLUMNS), rows)
 
 
-def write(root: Path) -> None:
-    """Write the page's table anew, in a checkout that has something saved."""
-    if (root / SAVED).is_file():
-        marked.fill(root / PAGE, *MARKS, _saved_table(root))
-
-
-def stale(root: Path) -> bool:
-    """Whether the page of a checkout says other than what is saved."""
-    return (root / SAVED).is_file() and marked.stale(root / PAGE, *MARKS, _saved_table(root))
-
-
-def _saved_table(root: Path) -> str:
-    said = json.loads((root / SAVED).read_text("utf-8"))
+def _saved_table(said: Mapping[str, Any]) -> str:
     return table({said["model"]: said["measured"][said["model"]], **said["measured"]})
 
 
-def _files(folder: Path) -> list[Path]:
+TABLE = marked.Saved(SAVED, PAGE, "P7", _saved_table)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """What a run left to be loaded."""
     return sorted(folder.glob("*.safetensors"))
 
 
-def _story(folder: Path) -> dict[str, Any]:
+def story_of(folder: Path) -> dict[str, Any]:
+    """How a run went: its recipe, steps and minutes.
+
+    Raises:
+        ValueError: the folder does not say.
+    """
     if not (folder / STORY).is_file():
         raise ValueError(f"{folder} has no {STORY}: give the folder `final` of a training run")
     return dict(json.loads((folder / STORY).read_text("utf-8")))
@@ -187,7 +193,7 @@ def main() -> None:
         if name in entered:
             raise ValueError(f"{entered[name]} and {folder} are both called {name!r}: give one as NAME=FOLDER")
         entered[name] = folder
-    model = options.model or _story(next(iter(entered.values())))["recipe"]["model"]
+    model = options.model or story_of(next(iter(entered.values())))["recipe"]["model"]
     sizes = Sizes(options.per_prompt, options.of_class, options.per_task, options.steps, options.seed)
     print(table(measured(entered, model, sizes, options.save, options.device)))
     if options.sheet is not None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zoo.train.checkpoint import replacing
 
@@ -25,3 +29,30 @@ def stale(page: Path, begin: str, end: str, table: str) -> bool:
     """Whether a page has something else between its marks than this table."""
     text = page.read_text("utf-8") if page.is_file() else ""
     return filled(text, begin, end, table) != text
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A table of a page that is rendered from measurements that were saved as JSON, both below a checkout's root."""
+
+    file: Path
+    page: Path
+    name: str
+    render: Callable[[Any], str]
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """Between which it stands."""
+        return f"<!-- {self.name}: written by `make results` -->\n", f"<!-- end of {self.name} -->"
+
+    def write(self, root: Path) -> None:
+        """Write the table anew, in a checkout that has something saved."""
+        if (root / self.file).is_file():
+            fill(root / self.page, *self.marks, self._table(root))
+
+    def stale(self, root: Path) -> bool:
+        """Whether the page of a checkout says other than what is saved."""
+        return (root / self.file).is_file() and stale(root / self.page, *self.marks, self._table(root))
+
+    def _table(self, root: Path) -> str:
+        return self.render(json.loads((root / self.file).read_text("utf-8")))

@@ -2,14 +2,18 @@
 
 DreamBooth (arXiv 2208.12242) ties the subject to an identifier, "a P7 car", and keeps the model's idea of its class by
 also training on pictures of "a car" that the model itself drew beforehand (prior preservation). Those are drawn once,
-and kept in the cache.
+and kept in the cache. What is learned from them is the noise in them, as DreamBooth does, or what the model itself made
+of it before (learning without forgetting, arXiv 1606.09282): that has no chance in it, and nothing to learn as long as
+nothing is forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -21,9 +25,11 @@ from torch import Tensor, nn
 from zoo.adapt import active
 from zoo.data.folder import METADATA, ImageFolder
 from zoo.data.folder import Picture as Captioned
+from zoo.diffusion.denoiser import Denoiser
+from zoo.diffusion.objective import Teacher
 from zoo.diffusion.objective import loss as objective
 from zoo.evaluate.subject import is_p7
-from zoo.interface import TextFeatures
+from zoo.interface import Conditioning, TextFeatures
 from zoo.loading import load
 from zoo.pipeline import BATCH, Pipeline
 from zoo.train.cache import Array, filled, fingerprint, root
@@ -42,19 +48,40 @@ class PriorTable(Table):
     """Prior preservation; on where it has prompts and a weight."""
 
     prompts: tuple[str, ...] = ()  # of the class without the identifier, and what else is not to change
+    file: Path | None = None  # more of them, one a line
+    learn: Literal["noise", "predictions"] = "noise"  # the noise in them, or what the model said of it before
     pictures: int = Field(100, ge=1)  # in all
     weight: float = Field(1.0, ge=0)
     steps: int | None = Field(None, ge=1)  # of sampling them; None is the model's own
 
     @property
     def on(self) -> bool:
-        return bool(self.prompts) and self.weight > 0
+        return bool(self.prompts or self.file) and self.weight > 0
 
-    @model_validator(mode="after")
-    def _enough(self) -> Self:
-        if len(self.prompts) > self.pictures:
-            raise ValueError(f"{self.pictures} class pictures are too few for {len(self.prompts)} prompts of them")
-        return self
+    @cached_property
+    def every(self) -> tuple[str, ...]:
+        """All prompts, those of the file with them.
+
+        Raises:
+            ValueError: there is no such file.
+        """
+        if self.file is None:
+            return self.prompts
+        if not self.file.is_file():
+            raise ValueError(f"there is no file {self.file} of prompts for prior.file")
+        lines = self.file.read_text("utf-8").splitlines()
+        return (*self.prompts, *(line.strip() for line in lines if line.strip()))
+
+    @property
+    def each(self) -> list[str]:
+        """The prompt of each class picture: all of them in turn.
+
+        Raises:
+            ValueError: there are more prompts than pictures.
+        """
+        if len(self.every) > self.pictures:
+            raise ValueError(f"{self.pictures} class pictures are too few for {len(self.every)} prompts of them")
+        return [self.every[i % len(self.every)] for i in range(self.pictures)]
 
 
 class AdapterRecipe(Recipe):
@@ -113,15 +140,17 @@ class AdapterTask(Task[AdapterRecipe]):
             self.side = _side(self.pipe)
             captions, pixels = read(recipe.pictures, recipe.prompt, self.side)
             every = learners(self.pipe)
+            of_class = recipe.prior.each if recipe.prior.on else []
         except ValueError as error:
             raise RecipeError(str(error)) from None
         drawn = None  # by the model itself, before anything of it is changed
         if recipe.prior.on:
-            drawn = own_pictures(self.pipe, of_class(recipe.prior), recipe.prior.steps, self.side)
+            drawn = own_pictures(self.pipe, of_class, recipe.prior.steps, self.side)
         pixels, captions = self._seen(pixels, captions)
         self.trained = Trained(recipe, self.pipe)
         self.learners = self._learning(every)
-        self.prompts = list(dict.fromkeys([*captions, *recipe.prior.prompts]))
+        self.before = {learner.name: self._as_it_is(learner) for learner in self.learners}
+        self.prompts = list(dict.fromkeys([*captions, *of_class]))
         self.hears = "text_encoder" in self.trained.roles
         try:
             with torch.no_grad():
@@ -133,7 +162,7 @@ class AdapterTask(Task[AdapterRecipe]):
         self.own = self._examples(pixels, [self.prompts.index(caption) for caption in captions])
         self.prior = None
         if drawn is not None:
-            self.prior = self._examples(drawn, [self.prompts.index(prompt) for prompt in of_class(recipe.prior)])
+            self.prior = self._examples(drawn, [self.prompts.index(prompt) for prompt in of_class])
         self.shown = recipe.prompts or tuple(dict.fromkeys(captions))[:4]
 
     def build(self) -> nn.Module:
@@ -149,20 +178,27 @@ class AdapterTask(Task[AdapterRecipe]):
         return rows
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
-        own = self._error(self.own, batch["own"])
+        own = self._error(self.own, batch["own"], held=False)
         if self.prior is None:
             return own, {}
-        prior = self._error(self.prior, batch["prior"])
+        prior = self._error(self.prior, batch["prior"], held=self.recipe.prior.learn == "predictions")
         return own + self.recipe.prior.weight * prior, {"own": own.detach(), "prior": prior.detach()}
 
-    def _error(self, examples: Examples, rows: Tensor) -> Tensor:
+    def _error(self, examples: Examples, rows: Tensor, held: bool) -> Tensor:
+        """The loss of these pictures; `held` to what the model made of them before it learned."""
         recipe = self.recipe
         with active.use(self.trained.strengths, len(rows)):
             text = self._read(examples.prompts[rows])
             null = self.pipe.text_encoder.null(1) if self.hears and recipe.dropout else self.null
             errors = []
             for learner in self.learners:
-                x0, said = learner.told(examples.kept[learner.name][rows], text)
+                kept, chance = examples.kept[learner.name][rows], torch.get_rng_state()
+                x0, said = learner.told(kept, text)
+                teacher = None
+                if held:
+                    torch.set_rng_state(chance)  # told the same, but for words that have changed
+                    _, then = learner.told(kept, _rows(self.text, examples.prompts[rows]))
+                    teacher = Teacher(self.before[learner.name], then, learner.null(self.null))
                 errors.append(
                     objective(
                         learner.denoiser,
@@ -172,10 +208,22 @@ class AdapterTask(Task[AdapterRecipe]):
                         dropout=recipe.dropout,
                         gamma=recipe.gamma,
                         floor=recipe.floor,
+                        teacher=teacher,
                         generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step
                     )
                 )
         return torch.stack(errors).sum()  # of networks that do not touch each other
+
+    def _as_it_is(self, learner: Learner) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
+        """What a denoiser says now, also when it has learned: a copy where its own weights change."""
+        whole = self.recipe.method == "full" and self.recipe.prior.on and self.recipe.prior.learn == "predictions"
+        frozen: Denoiser = copy.deepcopy(learner.denoiser).requires_grad_(False) if whole else learner.denoiser
+
+        def raw(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+            with active.use({}):
+                return frozen(x, t, conditioning)[0]
+
+        return raw
 
     def _read(self, which: Tensor) -> TextFeatures:
         """The text of these prompts; encoded anew where the encoder learns too."""
@@ -269,11 +317,6 @@ def read(folder: Path, prompt: str | None, side: int) -> tuple[list[str], Array]
         if not pictures:
             raise ValueError(f"there are no pictures in {folder} (known are {', '.join(SUFFIXES)})")
     return [picture.text for picture in pictures], np.stack([picture.pixels(side) for picture in pictures])
-
-
-def of_class(prior: PriorTable) -> list[str]:
-    """The prompt of each class picture: all of them in turn."""
-    return [prior.prompts[i % len(prior.prompts)] for i in range(prior.pictures)]
 
 
 def own_pictures(pipe: Pipeline, prompts: Sequence[str], steps: int | None, side: int) -> Array:

@@ -1,4 +1,4 @@
-"""Where bfloat16 is fast: on GPUs, and on CPUs that compute in it. Others imitate it, fifty times slower than float32."""
+"""Where bfloat16 is fast: GPUs, and CPUs that compute in it. Others imitate it, fifty times slower than float32."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The results in a config are the only ones that are measured and stored. results/<model>.csv, the cards, the tables of
 README.md and docs/diffusion-against-gan.md are rendered from them; those of docs/text-encoders.md and
-docs/adaptation.md are rendered from what `zoo.train.swap` and `zoo.train.adapters` saved.
+docs/adaptation.md are rendered from what `zoo.train.swap`, `zoo.train.adapters` and `zoo.train.lessons` saved.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from zoo import config as configs
 from zoo import model_card
 from zoo.config import ModelConfig
-from zoo.train import adapters, overview, rivals, swap
+from zoo.train import adapters, lessons, overview, rivals, swap
 
 CARD = "README.md"
 RESULTS = Path("results")  # of a checkout: a CSV for each shipped model
+TABLES = (swap.TABLE, adapters.TABLE, lessons.TABLE)
 
 
 def shipped(root: Path) -> list[tuple[Path, ModelConfig]]:
@@ -42,8 +43,8 @@ def write(root: Path) -> list[Path]:
         written += texts
     for page in (overview, rivals):
         page.write(root, [config for _, config in models])
-    for saved in (swap, adapters):
-        saved.write(root)
+    for table in TABLES:
+        table.write(root)
     return written
 
 
@@ -56,7 +57,7 @@ def disagreements(root: Path) -> list[str]:
         texts |= {folder / CARD: model_card.render(config)}
         wrong += [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
     wrong += [root / page.PAGE for page in (overview, rivals) if page.stale(root, [config for _, config in models])]
-    wrong += [root / saved.PAGE for saved in (swap, adapters) if saved.stale(root)]
+    wrong += [root / table.page for table in TABLES if table.stale(root)]
     known = {config.name for _, config in models}
     wrong += [path for path in root.glob(f"{RESULTS}/*.csv") if path.stem not in known]
     return [f"{path.relative_to(root)} is not what the configs hold: run `make results`" for path in wrong]

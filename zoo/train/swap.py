@@ -32,7 +32,6 @@ from zoo.train.recipe import read_toml
 from zoo.train.text_to_image import load_text
 
 SAVED, PAGE = Path("results") / "text-encoders.json", Path("docs") / "text-encoders.md"
-MARKS = ("<!-- text encoders: written by `make results` -->\n", "<!-- end of the table -->")
 
 
 class Strict(BaseModel):
@@ -124,16 +123,7 @@ def _share(pair: Mapping[str, Any], split: str, language: str) -> str:
     return f"{pair['overall'][split][language]:.2f} ({low:.2f}–{high:.2f})"
 
 
-def write(root: Path) -> None:
-    """Write the page's table anew, in a checkout that has something saved."""
-    if (root / SAVED).is_file():
-        marked.fill(root / PAGE, *MARKS, table(json.loads((root / SAVED).read_text("utf-8"))))
-
-
-def stale(root: Path) -> bool:
-    """Whether the page of a checkout says other than what is saved."""
-    saved = root / SAVED
-    return saved.is_file() and marked.stale(root / PAGE, *MARKS, table(json.loads(saved.read_text("utf-8"))))
+TABLE = marked.Saved(SAVED, PAGE, "text encoders", table)
 
 
 def main() -> None:
@@ -147,7 +137,7 @@ def main() -> None:
     SAVED.parent.mkdir(exist_ok=True)
     with replacing(SAVED) as temporary:
         temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    write(Path())
+    TABLE.write(Path())
     print(PAGE)
 
 
