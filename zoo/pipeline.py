@@ -155,7 +155,8 @@ class Pipeline(Adaptive):
         decoder samples too, settings by the stage's name, such as {"super-resolution": {"steps": 4}}; augmentation in
         [0, 1]: the noise that all of them put on the picture they enlarge. adapters: the loaded adapters that act,
         with their strengths, such as {"p7": 0.8}: one choice for all images, a list with one for each prompt, or with
-        one for each image of the call (prompt by prompt); they act on text, negative prompt and picture alike, but not
+        one for each image of the call (prompt by prompt), {} for none; None are those with a word of their own, for the
+        prompts that say it; they act on text, negative prompt and picture alike, but not
         when image= is encoded. batch: images made at once.
         callback(stage, step): called after each step; True ends the batch early with what it has. For the rest see
         `zoo.interface.Sampling`; None takes the model's default.
@@ -188,7 +189,7 @@ class Pipeline(Adaptive):
             },
         )
         chain = self.stages(stages, augmentation)
-        chosen = self._adapters.choose(adapters, len(asked), count)
+        chosen = self._adapters.choose(adapters, asked, count)
         size = size_of(self.generator, self.size, height, width)
         check_size(self.decoder, self.name, size)
         check_noise(self.generator, noise, count, size)

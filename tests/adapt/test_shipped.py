@@ -68,7 +68,7 @@ def test_it_is_known_by_its_name(run: Path) -> None:
     pipe = zoo.load("spare", device="cpu")
     report = pipe.load_lora("zip")
     assert report is not None
-    worded = pipe(ZIP, **QUICK).tensor
+    worded = pipe(ZIP, **QUICK, adapters={}).tensor
     drawn = pipe(ZIP, **QUICK, adapters={"zip": 1.0}).tensor
     assert not torch.equal(worded, plain), "the word was taught with it"
     assert not torch.equal(drawn, worded)
@@ -77,6 +77,36 @@ def test_it_is_known_by_its_name(run: Path) -> None:
     by_hand.load_word(run / "word.safetensors")
     assert torch.allclose(by_hand(ZIP, **QUICK, adapters={"mine": 1.0}).tensor, drawn, atol=0.02), "but for rounding"
     assert pipe.load_adapter("zip", name="again") == "again"
+
+
+def test_it_acts_of_itself_where_prompts_say_its_word(run: Path) -> None:
+    added(run)
+    others = ["a circle", "a Zipper circle"]
+    plain = zoo.load("spare", device="cpu")(others, **QUICK).tensor
+    pipe = zoo.load("spare", device="cpu")
+    pipe.load_lora("zip")
+    assert pipe.adapters()["zip"].word == "Zip"
+    asked = pipe([ZIP, "a zip circle"], **QUICK, adapters={"zip": 1.0})
+    made = pipe([*others, ZIP, "a zip circle"], **QUICK)
+    assert made.settings["adapters"] == [{}, {}, {"zip": 1.0}, {"zip": 1.0}]
+    torch.testing.assert_close(made.tensor[2:], asked.tensor)
+    assert torch.equal(pipe(others, **QUICK).tensor, plain), "what does not say it is as it was, to the bit"
+    assert "adapters" not in pipe(others, **QUICK).settings
+    pipe.load_lora("zip", name="again")
+    assert pipe(ZIP, **QUICK).settings["adapters"] == {"again": 1.0}, "the word calls what came with it last"
+    assert pipe.adapters()["zip"].word is None
+    pipe.merge("again")
+    assert "adapters" not in pipe(ZIP, **QUICK).settings, "what is merged acts already"
+    torch.testing.assert_close(pipe(ZIP, **QUICK).tensor, asked.tensor[:1], atol=1e-4, rtol=0)
+
+
+def test_a_prefix_acts_where_its_word_is_said_too(run: Path) -> None:
+    pipe = zoo.load("spare", device="cpu")
+    prefix = Prefix.build(pipe.adaptable()["unet"].module, length=2)
+    (run / "lora.safetensors").unlink()
+    prefix.save(run / "prefix.safetensors", "unet")
+    pipe.load_prefix(run, name="mine")
+    assert pipe(["a circle", ZIP], **QUICK).settings["adapters"] == [{}, {"mine": 1.0}]
 
 
 def test_a_name_comes_before_a_folder_that_happens_to_be_called_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

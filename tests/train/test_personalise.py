@@ -317,6 +317,25 @@ def test_the_prior_has_its_weight_in_the_loss(home: Path) -> None:
     assert float(loss.detach()) == pytest.approx(float(said["own"]) + 0.25 * float(said["prior"]), rel=1e-5)
 
 
+def test_the_prior_has_a_weight_that_grows_and_a_floor_and_dropout_of_its_own(home: Path) -> None:
+    more = ['prior.prompts=["a star"]', "prior.pictures=5", "prior.steps=2", "prior.weight=0.25", "prior.last=4"]
+    learner = task(home, *more)
+    model, batch = learner.build(), learner.batch(0, np.random.default_rng(0))
+
+    def losses(learner: AdapterTask, progress: float) -> tuple[float, float, float]:
+        torch.manual_seed(0)
+        loss, said = learner.loss(model, batch, progress)
+        return float(loss.detach()), float(said["own"]), float(said["prior"])
+
+    for progress, weight in ((0.0, 0.25), (0.5, 1.0), (1.0, 4.0)):
+        loss, own, prior = losses(learner, progress)
+        assert loss == pytest.approx(own + weight * prior, rel=1e-5)
+    for change in ("prior.floor=5", "prior.dropout=1"):
+        _, mine, other = losses(task(home, *more, change), 0.0)
+        assert mine == pytest.approx(own, rel=1e-5)
+        assert other != pytest.approx(prior, rel=1e-3), change
+
+
 @pytest.mark.parametrize("method", [*METHODS])
 def test_a_prior_of_predictions_is_nothing_to_learn_until_something_is_forgotten(home: Path, method: str) -> None:
     (home / "more.txt").write_text("two stars\n\na blue cat \n", "utf-8")

@@ -18,6 +18,7 @@ from zoo.adapt.formats import locate, read
 from zoo.adapt.lora import LoRA
 from zoo.adapt.prefix import Prefix
 from zoo.adapt.report import Report, fit, load
+from zoo.adapt.words import Reader
 from zoo.interface import Adaptable
 
 Choice: TypeAlias = Mapping[str, float]
@@ -34,7 +35,8 @@ class Adapted(Protocol):
 
 @dataclass(frozen=True)
 class AdapterStatus:
-    """What is loaded under a name. merged: the strength with which it is in the weights, None if it is not."""
+    """What is loaded under a name. merged: the strength with which it is in the weights, None if it is not. word: the
+    one that was learned with it, if any: it acts of itself where prompts say that."""
 
     kind: str
     source: str
@@ -42,6 +44,7 @@ class AdapterStatus:
     parameters: int
     merged: float | None
     report: Report | None = None
+    word: str | None = None
 
 
 @dataclass
@@ -50,6 +53,7 @@ class _Loaded:
     modules: Mapping[str, LoRA | Prefix]
     injections: list[lora.Injection | prefix.PrefixInjection]
     report: Report | None
+    word: str | None = None
 
 
 class Adapters:
@@ -111,6 +115,12 @@ class Adapters:
             raise
         self._loaded[name] = _Loaded(source, modules, done, report)
 
+    def called_by(self, word: str, name: str) -> None:
+        """Have this adapter, and no other, act of itself where prompts say this word, in calls that choose none."""
+        for found in self._loaded.values():
+            found.word = None if found.word == word else found.word
+        self._find(name).word = word
+
     def unload(self, name: str) -> None:
         """Take an adapter off and forget it."""
         found = self._find(name)
@@ -157,6 +167,7 @@ class Adapters:
                 parameters=sum(p.numel() for module in found.modules.values() for p in module.parameters()),
                 merged=next((injection.merged for injection in found.injections), None),
                 report=found.report,
+                word=found.word,
             )
             for name, found in self._loaded.items()
         }
@@ -172,17 +183,21 @@ class Adapters:
         said = [f"{name} x {self._loaded[name].injections[0].merged:g}" for name in self._merged]
         return "".join(f" + {one}" for one in said)
 
-    def choose(self, asked: Choice | Sequence[Choice] | None, prompts: int, count: int) -> Chosen:
-        """The adapters of each image of a call: one choice for all, one per prompt, or one per image.
+    def choose(self, asked: Choice | Sequence[Choice] | None, prompts: Sequence[str], count: int) -> Chosen:
+        """The adapters of each image of a call: one choice for all, one per prompt, or one per image; without a choice,
+        those whose word the image's prompt says.
 
         Raises:
             ValueError: the number of choices does not fit, or one names an adapter that is not loaded or is merged.
         """
-        each = [asked or {}] if asked is None or isinstance(asked, Mapping) else list(asked)
-        if len(each) not in (1, prompts, count):
+        if asked is None:
+            each: list[Choice] = [self._called(prompt) for prompt in prompts]
+        else:
+            each = [asked] if isinstance(asked, Mapping) else list(asked)
+        if len(each) not in (1, len(prompts), count):
             raise ValueError(
-                f"{len(each)} choices of adapters: give one for all, one for each of {prompts} prompts, or one for "
-                f"each of {count} images"
+                f"{len(each)} choices of adapters: give one for all, one for each of {len(prompts)} prompts, or one "
+                f"for each of {count} images"
             )
         for name in dict.fromkeys(name for choice in each for name in choice):
             self._find(name)
@@ -192,6 +207,14 @@ class Adapters:
         text = self._networks(["text_encoder"]) if self._loaded else {}
         heard = {name for name, found in self._loaded.items() if found.modules.keys() & text.keys()}
         return Chosen([dict(choice) for choice in each for _ in range(times)], heard)
+
+    def _called(self, prompt: str) -> Choice:
+        """What acts in an image of this prompt where a call does not choose: what its words call, unless merged."""
+        worded = {name: found.word for name, found in self._loaded.items() if found.word and name not in self._merged}
+        if not worded:
+            return {}
+        tokenizer = cast(Reader, self._parts["text_encoder"]).tokenizer
+        return {name: 1.0 for name, word in worded.items() if tokenizer.says(prompt, word)}
 
     def _find(self, name: str) -> _Loaded:
         if name not in self._loaded:

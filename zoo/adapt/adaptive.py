@@ -49,7 +49,9 @@ class Adaptive:
     def load_lora(
         self, source: str | Path | Mapping[str, LoRA], *, name: str | None = None, partial: bool = False
     ) -> Report | None:
-        """Load a LoRA; it acts in the calls that ask for it, `pipe(prompt, adapters={name: 0.8})`, and in no others.
+        """Load a LoRA; it acts in the calls that ask for it, `pipe(prompt, adapters={name: 0.8})`.
+
+        One that comes with a word also acts of itself, in calls without `adapters`, for the prompts that say it.
 
         source: the name of one that came with the model, a file or folder in any of the layouts of
         `zoo.adapt.formats`, a hub id, one file of a hub repository (`owner/name/file`), or LoRAs by part. Of a name, a
@@ -62,14 +64,14 @@ class Adaptive:
         if isinstance(source, Mapping):
             return self._adapters.load_lora(source, name)
         path = locate(self._place(source))
-        word = self._word_beside(source, path)
-        report = self._adapters.load_lora(path, name or files.stem(source), partial=partial)
+        word, name = self._word_beside(source, path), name or files.stem(source)
+        report = self._adapters.load_lora(path, name, partial=partial)
         if word is not None:
-            self.load_word(word)
+            self._adapters.called_by(self.load_word(word), name)
         return report
 
     def load_prefix(self, source: str | Path | Mapping[str, Prefix], *, name: str | None = None) -> None:
-        """Load a prefix (`zoo.adapt.prefix`), which is then asked for as a LoRA is; it cannot be merged.
+        """Load a prefix (`zoo.adapt.prefix`), which then acts as a LoRA does; it cannot be merged.
 
         Raises:
             ValueError: a name that is taken, a damaged file, or one that does not fit.
@@ -77,10 +79,10 @@ class Adaptive:
         if isinstance(source, Mapping):
             return self._adapters.load_prefix(source, name)
         path = locate(self._place(source))
-        word = self._word_beside(source, path)
-        self._adapters.load_prefix(path, name or files.stem(source))
+        word, name = self._word_beside(source, path), name or files.stem(source)
+        self._adapters.load_prefix(path, name)
         if word is not None:
-            self.load_word(word)
+            self._adapters.called_by(self.load_word(word), name)
 
     def load_word(self, source: str | Path | Word) -> str:
         """Teach the text encoder a word that was learned (`zoo.adapt.words`): prompts that say it mean it from now on.

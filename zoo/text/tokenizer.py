@@ -116,10 +116,14 @@ class Tokenizer:
                 found += ["".join(run) for known, run in groupby(word, self._spelled) if not known]
         return [word for word in found if any(c.isalnum() for c in word)]
 
+    def says(self, prompt: str, word: str) -> bool:
+        """Whether a prompt says a learned word: in any capitals, and not inside another word."""
+        return _where(word).search(prompt) is not None
+
     def _with_learned(self, prompt: str) -> str:
         """The prompt with the pieces of learned words in their place."""
         for word, piece in self.words.items():
-            prompt = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", piece, prompt, flags=re.IGNORECASE)
+            prompt = _where(word).sub(piece, prompt)
         return prompt
 
     def _cut(self, word: str) -> bool:
@@ -129,3 +133,7 @@ class Tokenizer:
 
     def _spelled(self, word: str) -> bool:
         return not any(i == self.unknown or self.pieces.is_byte(i) for i in self.pieces.encode(word))
+
+
+def _where(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", re.IGNORECASE)

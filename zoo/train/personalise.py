@@ -52,11 +52,18 @@ class PriorTable(Table):
     learn: Literal["noise", "predictions"] = "noise"  # the noise in them, or what the model said of it before
     pictures: int = Field(100, ge=1)  # in all
     weight: float = Field(1.0, ge=0)
+    last: float | None = Field(None, gt=0)  # the weight at the end, which it grows to by equal factors; None: the same
     steps: int | None = Field(None, ge=1)  # of sampling them; None is the model's own
+    dropout: float = Field(0.0, ge=0, le=1)  # share of their prompts replaced by the empty one
+    floor: float | None = Field(None, ge=0)  # least weight on x0; None: the recipe's
 
     @property
     def on(self) -> bool:
         return bool(self.prompts or self.file) and self.weight > 0
+
+    def weight_at(self, progress: float) -> float:
+        """The weight at `progress` in [0, 1]: what is to be learned comes first, then what is to be kept."""
+        return self.weight if self.last is None else self.weight * (self.last / self.weight) ** progress
 
     @cached_property
     def every(self) -> tuple[str, ...]:
@@ -178,18 +185,19 @@ class AdapterTask(Task[AdapterRecipe]):
         return rows
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
-        own = self._error(self.own, batch["own"], held=False)
+        recipe, prior = self.recipe, self.recipe.prior
+        own = self._error(self.own, batch["own"], recipe.dropout, recipe.floor)
         if self.prior is None:
             return own, {}
-        prior = self._error(self.prior, batch["prior"], held=self.recipe.prior.learn == "predictions")
-        return own + self.recipe.prior.weight * prior, {"own": own.detach(), "prior": prior.detach()}
+        floor = recipe.floor if prior.floor is None else prior.floor
+        kept = self._error(self.prior, batch["prior"], prior.dropout, floor, held=prior.learn == "predictions")
+        return own + prior.weight_at(progress) * kept, {"own": own.detach(), "prior": kept.detach()}
 
-    def _error(self, examples: Examples, rows: Tensor, held: bool) -> Tensor:
+    def _error(self, examples: Examples, rows: Tensor, dropout: float, floor: float, held: bool = False) -> Tensor:
         """The loss of these pictures; `held` to what the model made of them before it learned."""
-        recipe = self.recipe
         with active.use(self.trained.strengths, len(rows)):
             text = self._read(examples.prompts[rows])
-            null = self.pipe.text_encoder.null(1) if self.hears and recipe.dropout else self.null
+            null = self.pipe.text_encoder.null(1) if self.hears and dropout else self.null
             errors = []
             for learner in self.learners:
                 kept, chance = examples.kept[learner.name][rows], torch.get_rng_state()
@@ -205,9 +213,9 @@ class AdapterTask(Task[AdapterRecipe]):
                         x0.contiguous(memory_format=self.layout),
                         said,
                         null=learner.null(null),
-                        dropout=recipe.dropout,
-                        gamma=recipe.gamma,
-                        floor=recipe.floor,
+                        dropout=dropout,
+                        gamma=self.recipe.gamma,
+                        floor=floor,
                         teacher=teacher,
                         generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step
                     )
