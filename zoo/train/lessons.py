@@ -51,7 +51,7 @@ def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | No
     Raises:
         ValueError: a folder that is no run of an adapter, or one that learned from other pictures than a lesson's.
     """
-    known = {} if saved is None or not saved.is_file() else _by_name(json.loads(saved.read_text("utf-8")))
+    known = _read(saved)
     for folder in folders:
         said = story_of(folder)
         lesson, method = Path(said["recipe"]["pictures"]).name, str(said["recipe"]["method"])
@@ -62,7 +62,7 @@ def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | No
         digest = fingerprint(*weights_of(pipe).values(), *map(sha256, files), steps)
         if (lesson, method) in known and known[lesson, method]["digest"] == digest:
             continue
-        known[lesson, method] = Lesson(
+        row = Lesson(
             lesson=lesson,
             method=method,
             score=score(one, lesson, steps=steps),
@@ -73,6 +73,7 @@ def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | No
             steps=steps,
             digest=digest,
         )
+        known = known | _read(saved) | {(lesson, method): row}  # another process may have saved since
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)
             with replacing(saved) as temporary:
@@ -109,7 +110,8 @@ def _switch(pipe: Pipeline, folder: Path) -> float:
     return statistics.median(took)
 
 
-def _by_name(rows: Sequence[Lesson]) -> dict[tuple[str, str], Lesson]:
+def _read(saved: Path | None) -> dict[tuple[str, str], Lesson]:
+    rows = [] if saved is None or not saved.is_file() else json.loads(saved.read_text("utf-8"))
     return {(row["lesson"], row["method"]): row for row in rows}
 
 

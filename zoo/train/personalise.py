@@ -54,8 +54,8 @@ class PriorTable(Table):
     weight: float = Field(1.0, ge=0)
     last: float | None = Field(None, gt=0)  # the weight at the end, which it grows to by equal factors; None: the same
     steps: int | None = Field(None, ge=1)  # of sampling them; None is the model's own
-    dropout: float = Field(0.0, ge=0, le=1)  # share of their prompts replaced by the empty one
-    floor: float | None = Field(None, ge=0)  # least weight on x0; None: the recipe's
+    dropout: float | None = Field(None, ge=0, le=1)  # as the recipe's, which it is if None
+    floor: float | None = Field(None, ge=0)  # likewise
 
     @property
     def on(self) -> bool:
@@ -189,8 +189,9 @@ class AdapterTask(Task[AdapterRecipe]):
         own = self._error(self.own, batch["own"], recipe.dropout, recipe.floor)
         if self.prior is None:
             return own, {}
+        dropout = recipe.dropout if prior.dropout is None else prior.dropout
         floor = recipe.floor if prior.floor is None else prior.floor
-        kept = self._error(self.prior, batch["prior"], prior.dropout, floor, held=prior.learn == "predictions")
+        kept = self._error(self.prior, batch["prior"], dropout, floor, held=prior.learn == "predictions")
         return own + prior.weight_at(progress) * kept, {"own": own.detach(), "prior": kept.detach()}
 
     def _error(self, examples: Examples, rows: Tensor, dropout: float, floor: float, held: bool = False) -> Tensor:
