@@ -27,7 +27,7 @@ from zoo.evaluate.personalisation import P7_ITEM, PROMPTS, Contestant, draw, jud
 from zoo.evaluate.subject import LOOK
 
 STYLES = ("plain", "cartoon")
-CREATURE_OUTLINE = 0.13  # unexplained share, at most; of the world's own things it is 0.15 and more
+CREATURE_OUTLINE = 0.3  # unexplained share, at most: a style may be roughly drawn, but nothing else explains it better
 MAROON_OUTLINE = 0.09  # of other shapes in the colour it is 0.1 and more
 COLOUR_OFF = 56.0  # RGB distance, at most
 COLOUR = MappingProxyType({"body": "colour"})
