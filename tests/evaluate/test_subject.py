@@ -24,7 +24,7 @@ def test_the_p7_checker_is_calibrated(condition: str) -> None:
 
 @pytest.mark.slow
 def test_the_p7_checker_is_calibrated_on_many() -> None:
-    trust = calibrate(60, seed=12)
+    trust = calibrate(150, seed=12)
     print(table(trust))
     assert holds(trust), table(trust)
 
