@@ -115,6 +115,11 @@ def partial(description: Description, rng: Rng, coloured: float = COLOURED_SHARE
     )
 
 
+def article(word: str) -> str:
+    """The English article before a word."""
+    return "an" if word[0] in "aeiou" else "a"
+
+
 def plural(shape: str) -> str:
     """The English word for several of a shape."""
     return PLURAL.get(shape, shape + "s")
@@ -209,7 +214,7 @@ def _en_noun(item: Item, count: int, rng: Rng, bare: bool = False) -> str:
     if count == 1:
         words.append(item.shape)
         text = " ".join(words)
-        return text if bare else f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
+        return text if bare else f"{article(text)} {text}"
     words.append(plural(item.shape))
     return " ".join([str(count) if rng.random() < 0.15 else EN_COUNT[count], *words])
 

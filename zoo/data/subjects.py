@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -293,19 +293,24 @@ def write(folder: Path, name: str, pictures: list[tuple[str, NDArray[np.uint8]]]
     (folder / METADATA).write_text("".join(lines), "utf-8")
 
 
+DRAWN: Mapping[str, tuple[str, Callable[[int, int], list[tuple[str, NDArray[np.uint8]]]], int]] = MappingProxyType(
+    {  # what its files are called, how it is drawn, and how often unless told
+        "p7": ("p7", p7_pictures, P7_PICTURES),
+        "creatures": ("creature", creature_pictures, CREATURE_PICTURES),
+        "maroon": ("maroon", maroon_pictures, MAROON_PICTURES),
+    }
+)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the captioned pictures that personalisation is tried on.")
-    parser.add_argument("subject", choices=("p7", "creatures", "maroon"))
+    parser.add_argument("subject", choices=tuple(DRAWN))
     parser.add_argument("folder", type=Path, help="for example examples/p7")
     parser.add_argument("-n", type=int, default=None, help="pictures (5 of the P7, 20 of creatures, 10 maroon)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.subject == "p7":
-        write(options.folder, "p7", p7_pictures(options.n or P7_PICTURES, options.seed))
-    elif options.subject == "creatures":
-        write(options.folder, "creature", creature_pictures(options.n or CREATURE_PICTURES, options.seed))
-    else:
-        write(options.folder, "maroon", maroon_pictures(options.n or MAROON_PICTURES, options.seed))
+    name, drawn, count = DRAWN[options.subject]
+    write(options.folder, name, drawn(options.n or count, options.seed))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from zoo.data.captions import PLURAL
+from zoo.data.captions import article, plural
 from zoo.evaluate.checker import Reading
 from zoo.evaluate.judged import Judged
 from zoo.evaluate.tasks import phrase
@@ -77,8 +77,8 @@ def file_name(index: int) -> str:
 
 
 def _number(n: int, word: str) -> str:
-    return str(n) if n > 1 else "an" if word[0] in "aeiou" else "a"
+    return str(n) if n > 1 else article(word)
 
 
 def _plural(shape: str, n: int) -> str:
-    return shape if n == 1 else PLURAL.get(shape, shape + "s")
+    return shape if n == 1 else plural(shape)

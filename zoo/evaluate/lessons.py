@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from types import MappingProxyType
 import numpy as np
 
 from zoo.data.artwork import ARTWORK
+from zoo.data.captions import article
 from zoo.data.draw import PALETTE, Figure
 from zoo.data.scenes import BACKGROUNDS, COLOURS, INDISTINCT, RELATIONS, SHAPES, Description, Item, is_heldout
 from zoo.data.subjects import CREATURES, MAROON, P7, creature, creature_pictures, maroon
@@ -88,8 +89,7 @@ def _creatures() -> list[Asked]:
         picks = np.random.default_rng([8, index]).permutation(len(free))[: PROMPTS // len(CREATURES)]
         for colour, ground in (free[pick] for pick in picks):
             said = Description((Item(shape, colour),), background=ground, style="cartoon", face=True)
-            article = "an" if colour == "orange" else "a"
-            prompt = f"{article} {colour} {shape} with a face on a {ground} background, cartoon"
+            prompt = f"{article(colour)} {colour} {shape} with a face on a {ground} background, cartoon"
             found.append(Asked(prompt, said, creature_look(shape, colour), Item(shape, colour)))
     return found
 
@@ -108,8 +108,7 @@ def _maroon() -> list[Asked]:
         relation, colour = RELATIONS[len(found) % len(RELATIONS)], str(rng.choice(free))
         scene = Description((Item(shape), Item(other, colour)), relation=relation)
         if not is_heldout(scene):
-            article = "an" if colour == "orange" else "a"
-            prompt = f"a {MAROON} {shape} {relation} {article} {colour} {other}"
+            prompt = f"a {MAROON} {shape} {relation} {article(colour)} {colour} {other}"
             found.append(Asked(prompt, scene, maroon_look(shape), Item(shape, "red")))
     return found
 
@@ -117,26 +116,27 @@ def _maroon() -> list[Asked]:
 @cache
 def creature_look(shape: str, colour: str) -> Subject:
     """A creature in its colour: not another one, and not the world's own thing."""
+    own = Subject(shape, Figure(ARTWORK[shape], {"body": PALETTE[colour]}), ("cartoon",), CREATURE_OUTLINE, {}, {})
+    rivals = (*(_rival(other, colour) for other in CREATURES if other != shape), own)
+    return replace(_rival(shape, colour), colours={"body": COLOUR_OFF}, flaws=COLOUR, rivals=rivals)
 
-    def look(name: str, figure: Figure, rivals: Sequence[Subject] = ()) -> Subject:
-        painted = Figure(figure.art, {**figure.paints, "body": PALETTE[colour]})
-        off = {"body": COLOUR_OFF} if rivals else {}
-        return Subject(name, painted, ("cartoon",), CREATURE_OUTLINE, off, COLOUR, tuple(rivals))
 
-    others = [look(f"{other} creature", creature(other)) for other in CREATURES if other != shape]
-    return look(f"{shape} creature", creature(shape), [*others, look(shape, Figure(ARTWORK[shape], {}))])
+@cache
+def _rival(shape: str, colour: str) -> Subject:
+    """A creature as the others are compared with it: one for all of them, so that it is drawn once."""
+    painted = Figure(creature(shape).art, {**creature(shape).paints, "body": PALETTE[colour]})
+    return Subject(f"{shape} creature", painted, ("cartoon",), CREATURE_OUTLINE, {}, {})
 
 
 @cache
 def maroon_look(shape: str) -> Subject:
     """A shape in maroon: no colour of the world explains it better."""
-
-    def look(name: str, figure: Figure, rivals: Sequence[Subject] = ()) -> Subject:
-        off = {"body": COLOUR_OFF} if rivals else {}
-        return Subject(name, figure, STYLES, MAROON_OUTLINE, off, COLOUR, tuple(rivals))
-
-    known = [look(f"{name} {shape}", Figure(ARTWORK[shape], {"body": PALETTE[name]})) for name in COLOURS]
-    return look(f"{MAROON} {shape}", maroon(shape), known)
+    known = tuple(
+        Subject(f"{name} {shape}", Figure(ARTWORK[shape], {"body": PALETTE[name]}), STYLES, MAROON_OUTLINE, {}, {})
+        for name in COLOURS
+    )
+    off = {"body": COLOUR_OFF}
+    return Subject(f"{MAROON} {shape}", maroon(shape), STYLES, MAROON_OUTLINE, off, COLOUR, known)
 
 
 LESSONS: Mapping[str, Callable[[], list[Asked]]] = MappingProxyType({P7: _p7, "creatures": _creatures, MAROON: _maroon})

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 import torch
 from torch import Tensor
 
+from zoo.data.captions import article
 from zoo.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Description, Item, is_heldout
 from zoo.data.subjects import P7_CLASS, P7_COLOUR, P7_PROMPT
 from zoo.evaluate.checker import Reading, Seen, judge, read
@@ -84,8 +85,8 @@ def asked(subject: str = P7_PROMPT) -> list[Asked]:
     Raises:
         ValueError: a subject that does not begin with "a".
     """
-    article, _, thing = subject.partition(" ")
-    if article != "a" or not thing:
+    first, _, thing = subject.partition(" ")
+    if first != "a" or not thing:
         raise ValueError(f'{subject!r} cannot be put into the prompts: expected "a" and a thing, such as {P7_PROMPT!r}')
     found = [
         (
@@ -100,7 +101,7 @@ def asked(subject: str = P7_PROMPT) -> list[Asked]:
         relation, shape, colour = RELATIONS[i % 4], others[7 * i % len(others)], COLOURS[3 * i % len(COLOURS)]
         scene = Description((Item("car"), Item(shape, colour)), relation=relation)
         if not is_heldout(scene):  # what the model itself was never shown is no measure of what it learns now
-            found.append((f"a {thing} {relation} {'an' if colour == 'orange' else 'a'} {colour} {shape}", scene))
+            found.append((f"a {thing} {relation} {article(colour)} {colour} {shape}", scene))
         i += 1
     return found
 
