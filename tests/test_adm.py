@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.adm import AdmUNet, AdmUNetConfig
 from zoo.adm_size import count_parameters
@@ -170,6 +170,23 @@ def test_dropout_acts_in_training_only(shake) -> None:
         assert not torch.equal(network(x, t, c), network(x, t, c))
 
 
+@torch.no_grad()
+def test_patches_are_folded_into_channels(shake) -> None:
+    folded = FULL.model_copy(update={"patch": 2})
+    torch.manual_seed(0)
+    network = shake(AdmUNet(folded)).eval()
+    plain = AdmUNet(FULL.model_copy(update={"in_channels": 24, "out_channels": 24})).eval()
+    plain.load_state_dict(network.state_dict())
+    x, t, c = inputs(FULL, size=16)
+    assert c.concat is not None
+    # Channel by channel, a square's pixels in reading order: those of x come before those of `concat`.
+    fold = nn.PixelUnshuffle(2)
+    expected = nn.PixelShuffle(2)(plain(fold(x), t, replace(c, concat=fold(c.concat))))
+    assert torch.equal(network(x, t, c), expected)
+    with pytest.raises(ValueError, match=r"\[2, 3, 12, 16\].*multiples of 8"):
+        network(x[:, :, :12], t, c)
+
+
 @pytest.mark.parametrize("config", [PLAIN, FULL])
 def test_components_are_all_parameters(config: AdmUNetConfig) -> None:
     counts = count_parameters(config)
@@ -194,6 +211,7 @@ def test_components_are_all_parameters(config: AdmUNetConfig) -> None:
         ({"attention": (False,) * 3}, "no level has attention"),
         ({"attention": (False,) * 3, "text_channels": None, "text_norm": None, "pool_heads": None}, "reaches nothing"),
         ({"text_norm": "group", "text_channels": 10}, "multiple of groups=4"),
+        ({"patch": 0}, "greater than or equal to 1"),
         ({"an_option_of_tomorrow": 3}, "Extra inputs"),
     ],
 )

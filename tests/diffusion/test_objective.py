@@ -107,6 +107,31 @@ def test_a_teacher_stands_in_for_the_truth() -> None:
     assert set(told.vector.unique().tolist()) == {-1.0, 2.0}
 
 
+def test_a_teachers_guided_predictions_are_compared() -> None:
+    def told(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        assert conditioning.vector is not None
+        return 10 * conditioning.vector[:, :1].expand_as(x)
+
+    class Told(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+            return told(x, t, conditioning)
+
+    x0, null = torch.randn(5, 3), Conditioning(vector=torch.zeros(1, 1))
+    said, other = Conditioning(vector=torch.ones(5, 1)), Conditioning(vector=torch.full((5, 1), 2.0))
+
+    def loss(teacher: objective.Teacher, null: Conditioning | None = null) -> float:
+        return objective.loss(
+            Denoiser(Told(), Schedule()), x0, said, null=null, dropout=0.5, gamma=None, teacher=teacher
+        ).item()
+
+    # The student says 0 and 10, which guidance of 3 makes 30; the teacher -10 and 20, which it makes 80.
+    away = Conditioning(vector=torch.full((1, 1), -1.0))
+    assert loss(objective.Teacher(told, other, away, guidance=3.0)) == pytest.approx(50**2)
+    for missing in (loss, lambda teacher: loss(teacher, None)):
+        with pytest.raises(ValueError, match="give both networks a null conditioning"):
+            missing(objective.Teacher(told, other, away if missing is not loss else None, guidance=3.0))
+
+
 def test_same_generator_same_loss() -> None:
     x0 = torch.randn(4, 5)
     losses = [

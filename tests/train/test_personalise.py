@@ -31,7 +31,7 @@ from zoo.data.scenes import COLOURS, SHAPES, Description, Item, is_heldout
 from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import Conditioning
 from zoo.pipeline import Pipeline
-from zoo.train import RecipeError, adapters, run
+from zoo.train import RecipeError, TrainingError, adapters, run
 from zoo.train.learners import learners
 from zoo.train.methods import METHODS
 from zoo.train.optimise import optimiser
@@ -334,6 +334,32 @@ def test_the_prior_has_a_weight_that_grows_and_a_floor_and_dropout_of_its_own(ho
         _, mine, other = losses(task(home, *more, change), 0.0)
         assert mine == pytest.approx(own, rel=1e-5)
         assert other != pytest.approx(prior, rel=1e-3), change
+
+
+def test_the_prior_has_a_batch_of_its_own(home: Path) -> None:
+    more = ['prior.prompts=["a star"]', "prior.pictures=5", "prior.steps=2", "batch=2"]
+    rows = task(home, *more, "prior.batch=6").batch(0, np.random.default_rng(0))
+    assert (len(rows["own"]), len(rows["prior"])) == (2, 6)
+    assert len(task(home, *more).batch(0, np.random.default_rng(0))["prior"]) == 2
+    with pytest.raises(TrainingError, match="2 processes cannot share 5 rows of 'prior' evenly"):
+        odd = task(home, *more, "prior.batch=5")
+        odd.share(odd.batch(0, np.random.default_rng(0)), 0, 2)
+
+
+def test_guided_predictions_of_the_prior(home: Path) -> None:
+    more = ['word={name="Zip", like="star"}', 'prior.prompts=["a star"]', "prior.pictures=5", "prior.steps=2"]
+    with pytest.raises(RecipeError, match='guidance is of predictions: set learn = "predictions"'):
+        task(home, *more, "prior.guidance=4")
+    learner = task(home, *more, "prior.guidance=4", "prior.learn=predictions", "dropout=0.5")
+    model, batch = learner.build(), learner.batch(0, np.random.default_rng(0))
+    assert float(learner.loss(model, batch, 0.0)[1]["prior"]) < 1e-9
+    moving = optimiser(learner.recipe.optimiser, model, learner.pace)
+    for _ in range(3):
+        loss, said = learner.loss(model, batch, 0.0)
+        (loss - learner.recipe.prior.weight * said["prior"]).backward()
+        moving.step()
+        moving.zero_grad()
+    assert float(learner.loss(model, batch, 0.0)[1]["prior"]) > 1e-6
 
 
 @pytest.mark.parametrize("method", [*METHODS])

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from zoo.diffusion.denoiser import Denoiser, Target, clean, target
-from zoo.diffusion.ports import choose
+from zoo.diffusion.ports import choose, join
 from zoo.interface import Conditioning
+
+
+Raw: TypeAlias = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,15 @@ class Teacher:
     raw: x_t [batch, ...], times [batch] and conditioning to the raw output [batch, ...] of a network that predicts what
         the learning one does.
     null: what its conditioning is replaced by where the other's is.
+    guidance: the scale of the guided predictions that are compared (arXiv 2207.12598), in place of those of the two
+        branches; then nothing is dropped. An error that both branches share counts as before, what they differ by
+        counts `guidance` times, as it does when pictures are drawn. 1 compares the branches.
     """
 
-    raw: Callable[[Tensor, Tensor, Conditioning], Tensor]
+    raw: Raw
     conditioning: Conditioning
     null: Conditioning | None = None
+    guidance: float = 1.0
 
 
 def loss(
@@ -53,7 +61,8 @@ def loss(
     generator: fixes times, noise and dropout; the same on every device if it is a CPU generator.
 
     Raises:
-        ValueError: dropout outside [0, 1], gamma not above 0, floor negative, above gamma or without one.
+        ValueError: dropout outside [0, 1], gamma not above 0, floor negative, above gamma or without one, a teacher's
+            guidance without `null` for both.
     """
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is a share in [0, 1], got {dropout}")
@@ -61,12 +70,15 @@ def loss(
         raise ValueError(f"gamma of the min-SNR weighting is above 0 (or None for uniform weights), got {gamma}")
     if floor < 0 or floor > (gamma or 0):
         raise ValueError(f"floor of the weighting is in [0, gamma], and needs a gamma; got {floor}, gamma {gamma}")
+    guided = teacher if teacher is not None and teacher.guidance != 1 else None
+    if guided is not None and (null is None or guided.null is None):
+        raise ValueError("guided predictions are compared: give both networks a null conditioning")
     batch, schedule = x0.shape[0], denoiser.schedule
     source = x0.device if generator is None else generator.device
     # Times are drawn and their weights found on the CPU in float64: a few numbers, and no wait for an accelerator.
     t = torch.randint(schedule.steps, (batch,), generator=generator, device=source).cpu()
     noise = torch.randn(x0.shape, generator=generator, device=source, dtype=torch.float32).to(x0)
-    if null is not None and dropout > 0:
+    if null is not None and dropout > 0 and guided is None:
         drop = torch.rand(batch, generator=generator, device=source) < dropout
         conditioning = choose(drop, null, conditioning)
         if teacher is not None and teacher.null is not None:
@@ -74,11 +86,17 @@ def loss(
 
     alpha, sigma = denoiser.levels(t, x0)
     x = alpha * x0 + sigma * noise
-    raw, values = denoiser(x, t, conditioning)
     wanted = target(denoiser.prediction, x0, noise, alpha, sigma)
-    if teacher is not None:
+    if guided is not None:
+        values = None
+        raw = _guided(lambda *said: denoiser(*said)[0], x, t, conditioning, null, guided.guidance)
         with torch.no_grad():
-            wanted = teacher.raw(x, t, teacher.conditioning)
+            wanted = _guided(guided.raw, x, t, guided.conditioning, guided.null, guided.guidance)
+    else:
+        raw, values = denoiser(x, t, conditioning)
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = teacher.raw(x, t, teacher.conditioning)
     errors = (raw.float() - wanted.float()).square().flatten(1).mean(1)
     if gamma is not None:
         errors = errors * weights(denoiser, t, gamma, floor).to(errors)
@@ -90,6 +108,13 @@ def loss(
         errors = errors + vlb_weight * schedule.steps * bound.to(errors)
     mean: Tensor = errors.mean()
     return mean
+
+
+def _guided(raw: Raw, x: Tensor, t: Tensor, said: Conditioning, null: Conditioning | None, guidance: float) -> Tensor:
+    """The guided prediction, both of its branches in one call."""
+    assert null is not None
+    towards, away = raw(torch.cat([x, x]), torch.cat([t, t]), join(said, null)).chunk(2)
+    return away + guidance * (towards - away)
 
 
 def weights(denoiser: Denoiser, t: Tensor, gamma: float, floor: float = 0.0) -> Tensor:

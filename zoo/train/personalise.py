@@ -50,12 +50,20 @@ class PriorTable(Table):
     prompts: tuple[str, ...] = ()  # of the class without the identifier, and what else is not to change
     file: Path | None = None  # more of them, one a line
     learn: Literal["noise", "predictions"] = "noise"  # the noise in them, or what the model said of it before
+    guidance: float = Field(1.0, ge=1)  # of these predictions; 1: the two branches of guidance, each for itself
     pictures: int = Field(100, ge=1)  # in all
+    batch: int | None = Field(None, ge=1)  # of them in each step; None: as many as of the user's pictures
     weight: float = Field(1.0, ge=0)
     last: float | None = Field(None, gt=0)  # the weight at the end, which it grows to by equal factors; None: the same
     steps: int | None = Field(None, ge=1)  # of sampling them; None is the model's own
     dropout: float | None = Field(None, ge=0, le=1)  # as the recipe's, which it is if None
     floor: float | None = Field(None, ge=0)  # likewise
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.guidance != 1 and self.learn != "predictions":
+            raise ValueError('guidance is of predictions: set learn = "predictions", or leave it out')
+        return self
 
     @property
     def on(self) -> bool:
@@ -181,7 +189,8 @@ class AdapterTask(Task[AdapterRecipe]):
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
         rows = {"own": torch.from_numpy(rng.integers(len(self.own), size=self.recipe.batch))}
         if self.prior is not None:
-            rows["prior"] = torch.from_numpy(rng.integers(len(self.prior), size=self.recipe.batch))
+            kept = self.recipe.prior.batch or self.recipe.batch
+            rows["prior"] = torch.from_numpy(rng.integers(len(self.prior), size=kept))
         return rows
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
@@ -207,7 +216,9 @@ class AdapterTask(Task[AdapterRecipe]):
                 if held:
                     torch.set_rng_state(chance)  # told the same, but for words that have changed
                     _, then = learner.told(kept, _rows(self.text, examples.prompts[rows]))
-                    teacher = Teacher(self.before[learner.name], then, learner.null(self.null))
+                    teacher = Teacher(
+                        self.before[learner.name], then, learner.null(self.null), self.recipe.prior.guidance
+                    )
                 errors.append(
                     objective(
                         learner.denoiser,

@@ -41,7 +41,14 @@ class Task(ABC, Generic[RecipeT]):
         """
 
     def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
-        """The part of a batch that one of several processes trains on; they average their gradients."""
+        """The part of a batch that one of several processes trains on; they average their gradients.
+
+        Raises:
+            TrainingError: the processes would not get equally much.
+        """
+        for name, tensor in batch.items():
+            if len(tensor) % ranks:
+                raise TrainingError(f"{ranks} processes cannot share {len(tensor)} rows of {name!r} evenly")
         return {name: tensor[rank::ranks] for name, tensor in batch.items()}
 
     @abstractmethod
