@@ -10,8 +10,8 @@ The time scales and shifts the second norm of every residual block. The text com
 2205.11487): its tokens are further keys and values of the image's self-attention, and one vector pooled from them is
 added to the time. Other inputs come by more ports: channels joined with the noisy input (the image to enlarge), its
 noise level, and a vector added to the time (what `zoo.dalle2` makes of a CLIP embedding). Without attention and text it
-is DALL-E 2's upsampler; with twice the output channels, the second half is a learned variance. With `patch`, the finest
-level works on squares of pixels folded into channels (arXiv 2301.11093): a quarter of the work there with squares of 2x2.
+is DALL-E 2's upsampler; with twice the output channels, the second half is a learned variance. With `patch`, it works
+on squares of pixels folded into channels (arXiv 2301.11093).
 
 Published networks of this kind are DeepFloyd IF and Karlo. Outputs agree with theirs, with two differences that their
 pipelines never meet: where a mask is given, pooling leaves masked tokens out (theirs pools over all); and a text may

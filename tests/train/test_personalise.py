@@ -341,9 +341,10 @@ def test_the_prior_has_a_batch_of_its_own(home: Path) -> None:
     rows = task(home, *more, "prior.batch=6").batch(0, np.random.default_rng(0))
     assert (len(rows["own"]), len(rows["prior"])) == (2, 6)
     assert len(task(home, *more).batch(0, np.random.default_rng(0))["prior"]) == 2
+    odd = task(home, *more, "prior.batch=5")
+    rows = odd.batch(0, np.random.default_rng(0))
     with pytest.raises(TrainingError, match="2 processes cannot share 5 rows of 'prior' evenly"):
-        odd = task(home, *more, "prior.batch=5")
-        odd.share(odd.batch(0, np.random.default_rng(0)), 0, 2)
+        odd.share(rows, 0, 2)
 
 
 def test_guided_predictions_of_the_prior(home: Path) -> None:

@@ -14,7 +14,6 @@ from zoo.diffusion.denoiser import Denoiser, Target, clean, target
 from zoo.diffusion.ports import choose, join
 from zoo.interface import Conditioning
 
-
 Raw: TypeAlias = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
