@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,15 @@ def test_half_precision_file_to_float32_module(tmp_path: Path) -> None:
     assert layer.weight.dtype == torch.float32
     assert torch.equal(layer.weight, weights()["weight"])
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.safetensors"]
+
+
+def test_files_may_be_read_by_whom_new_files_may(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        tensors.write(tmp_path / "model.safetensors", weights())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o644
 
 
 def test_every_fault_is_listed_at_once() -> None:

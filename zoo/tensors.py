@@ -171,7 +171,10 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # who may read new files here; safetensors makes its own for the owner alone
         save_file(plain, temporary, metadata=dict(metadata or {"format": "pt"}))
+        temporary.chmod(mode)
         _settle(temporary)
         os.replace(temporary, path)
     finally:

@@ -18,7 +18,6 @@ import torch
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from pydantic import Field, model_validator
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -205,7 +204,7 @@ class ClipTask(Task[ClipRecipe]):
         config |= {"text_config": text, "vision_config": vision}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         state = from_open_clip(_clip(model).state_dict())
-        save_file({k: v.half() for k, v in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+        tensors.write(folder / "model.safetensors", state, torch.float16)
         (folder / "tokenizer").mkdir()
         (folder / "tokenizer" / "tokenizer.model").write_bytes(ids.model)
 
