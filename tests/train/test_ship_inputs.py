@@ -17,7 +17,7 @@ from zoo.evaluate.checker import Reading, Verdict
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
 from zoo.train.map import MapRecipe
-from zoo.train.measure import measure
+from zoo.train.measure import Measuring, measure
 from zoo.train.recipe import read_toml, validate
 from zoo.train.ship import ShipRecipe, assemble
 
@@ -64,6 +64,18 @@ def test_edits_and_maps_are_measured_into_results_card_and_sheets(folder: Path) 
             assert min(sheet.size) > 160
     assert configs.read(folder).training["map"] == {"step": 7, "images": 224, "minutes": 0.5}
     assert zoo.load(folder, device="cpu").generator.classes == CLASSES  # type: ignore[attr-defined]
+
+
+def test_a_measurement_that_is_stopped_leaves_what_was_measured_before_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*asked: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.train.measure.seconds", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        measure(folder, Measuring(examples=("a red star",)), ["parameters", "seconds_per_image"])
+    assert set(configs.read(folder).results) == {"editing", "maps", "parameters"}
 
 
 def test_the_projects_recipes_are_recipes() -> None:

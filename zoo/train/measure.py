@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 from PIL import Image
@@ -19,6 +19,11 @@ from zoo import weights
 from zoo.clip import Clip
 from zoo.dalle2.decoder import UnclipDecoder
 from zoo.diffusion.noise import ImageNoise
+from zoo.evaluate import editing, fresh, maps, rerank
+from zoo.evaluate import enlarging as enlarged
+from zoo.evaluate.distances import reconstruction_psnr
+from zoo.evaluate.judged import Pipe
+from zoo.evaluate.run import evaluate
 from zoo.gan.parts import GanGenerator
 from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import PIXELS, Representation
@@ -30,8 +35,11 @@ from zoo.stable_diffusion.vae import VAE
 from zoo.text.clip import ClipTextEncoder
 from zoo.train import results, unclip_measures
 from zoo.train.checkpoint import replacing
+from zoo.train.gates import TEXT_GATE, report, text_gate
 
 SAMPLES, STRIPS = "samples.webp", "strips.webp"
+
+Found: TypeAlias = dict[str, JsonValue]  # figures, under the names by which config and card know them
 
 
 class Measuring(BaseModel):
@@ -54,91 +62,12 @@ class Measuring(BaseModel):
     examples: tuple[str, ...] = ()  # prompts of the sample sheet
 
 
-MEASURES = (
-    *("samples", "evaluation", "editing", "maps", "psnr", "enlarging", "gates", "parameters", "seconds_per_image"),
-    *("distances", "priors", "variations", "strips", "inversion", "rerank"),
-)
-
-
-def measure(folder: Path, recipe: Measuring, what: Sequence[str] = MEASURES) -> None:
-    """Measure the shipped folder itself and write what was found into config, card and README.
-
-    What is not in `what` keeps the figures that it had: they hold as long as its files do.
-    """
-    from zoo.evaluate import editing, maps
-    from zoo.evaluate.distances import reconstruction_psnr
-    from zoo.evaluate.run import Pipe, evaluate
-
-    pipe = load(folder, device="cpu")
-    decoder = pipe.decoder
-    found: dict[str, JsonValue] = {}
-    if "samples" in what:
-        drawn = pipe(list(recipe.examples), n=4, seed=0, progress=False)
-        _write(drawn.sheet(), folder / SAMPLES)
-    if "evaluation" in what:
-        found["evaluation"] = json.loads(
-            json.dumps(evaluate(cast(Pipe, pipe), per_task=recipe.per_task, heldout=recipe.heldout))
-        )
-    if "editing" in what and not isinstance(pipe.generator, GanGenerator):  # which starts from no picture
-        edit_scores, edited = editing.evaluate(cast(Pipe, pipe), n=recipe.edits)
-        found["editing"] = json.loads(json.dumps(edit_scores))
-        _write(tensor_sheet(editing.sheet_rows(edited)), folder / "editing.webp")
-    if "maps" in what and isinstance(pipe.generator, LatentGenerator) and pipe.generator.classes:
-        map_scores, kept = maps.evaluate(cast(Pipe, pipe), n=recipe.maps)
-        found["maps"] = json.loads(json.dumps(map_scores))
-        _write(tensor_sheet(maps.sheet_rows(kept)), folder / "maps.webp")
-    if "psnr" in what and isinstance(decoder, VaeDecoder):
-        found["psnr"] = round(reconstruction_psnr(lambda images: _through(decoder.vae, images)), 2)
-    if "enlarging" in what and isinstance(decoder, CascadeDecoder | UnclipDecoder) and decoder.factor > 1:
-        found["enlarging"] = enlarging(pipe, decoder, recipe.enlarged)
-    if "gates" in what:
-        found["gates"] = gates(folder, pipe)
-    if "parameters" in what:
-        found["parameters"] = parameters(pipe)
-    if "seconds_per_image" in what:
-        found["seconds_per_image"] = seconds(pipe, recipe.examples[0])
-    if "distances" in what:
-        found["distances"] = distances(pipe, _clip(folder, pipe, recipe), recipe.scored)
-    if "rerank" in what:
-        from zoo.evaluate import rerank
-
-        clip = _clip(folder, pipe, recipe)
-        scores = rerank.measure(cast(Pipe, pipe), clip, prompts=recipe.reranked, heldout=recipe.heldout)
-        found["rerank"] = cast(JsonValue, dict(scores))
-    if unclip_measures.is_dalle2(pipe):
-        found |= of_dalle2(folder, pipe, recipe, what)
-    config = configs.read(folder)
-    config = config.model_copy(update={"results": config.results | found})
-    weights.write_config(folder, config)
-    if results.RESULTS.is_dir():  # in a checkout, which tells of its models in other places too
-        results.write(Path())
-
-
-def of_dalle2(folder: Path, pipe: Pipeline, recipe: Measuring, what: Sequence[str]) -> dict[str, JsonValue]:
-    """The measures that make sense for CLIP embeddings alone."""
-    found: dict[str, JsonValue] = {}
-    if "priors" in what:
-        how = {"per_task": recipe.per_prior, "heldout": recipe.heldout, "prompts": recipe.examples}
-        found["priors"] = unclip_measures.priors(folder, **how)  # type: ignore[arg-type]
-        found["fed"] = unclip_measures.fed(pipe, recipe.fed)
-    if "variations" in what:
-        found["variations"] = unclip_measures.kept_in_variations(pipe, recipe.varied)
-    if "strips" in what:
-        found["strips"], sheet = unclip_measures.strips(pipe)
-        _write(sheet, folder / STRIPS)
-    if "inversion" in what:
-        found["inversion"] = unclip_measures.inversion(pipe, recipe.inverted)
-    return found
-
-
-def enlarging(pipe: Pipeline, decoder: CascadeDecoder | UnclipDecoder, n: int) -> dict[str, JsonValue]:
+def enlarging(pipe: Pipeline, decoder: CascadeDecoder | UnclipDecoder, n: int) -> Found:
     """How true scenes that were made small come out of the stages that enlarge, by the level of augmentation."""
-    from zoo.evaluate import enlarging
-
     stages = decoder.stages if isinstance(decoder, CascadeDecoder) else decoder.upsamplers
     defaults = [stage.config.sampling for stage in stages]
-    swept: dict[str, JsonValue] = {}
-    for level in enlarging.LEVELS:
+    swept: Found = {}
+    for level in enlarged.LEVELS:
         how = [replace(sampling, augmentation=level) for sampling in defaults]
 
         def enlarge(small: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -146,14 +75,12 @@ def enlarging(pipe: Pipeline, decoder: CascadeDecoder | UnclipDecoder, n: int) -
             given = Representation(small * 2 - 1, "pixels", PIXELS)
             return CascadeDecoder(stages).decode(given, text, null, ImageNoise(seeds), how)  # noqa: B023 - in this turn
 
-        swept[f"{level:g}"] = cast(JsonValue, enlarging.measure(enlarge, decoder.factor, n=n))
+        swept[f"{level:g}"] = cast(JsonValue, enlarged.measure(enlarge, decoder.factor, n=n))
     return {"used": defaults[0].augmentation, "levels": swept}
 
 
-def distances(pipe: Pipeline, clip: Clip, n: int) -> dict[str, JsonValue]:
+def distances(pipe: Pipeline, clip: Clip, n: int) -> Found:
     """What `n` pictures of captions of fresh scenes are as a set, and what as many drawings are."""
-    from zoo.evaluate import fresh
-
     held = fresh.fresh(clip, n)
     made = fresh.measure(lambda said, seeds: pipe(said, n=1, seed=seeds, progress=False).tensor, clip, held)
     return {"scenes": n, "made": cast(JsonValue, _rounded(made)), "drawn": cast(JsonValue, _rounded(held.expected))}
@@ -168,10 +95,8 @@ def _clip(folder: Path, pipe: Pipeline, recipe: Measuring) -> Clip:
     return pipe.image_encoder if isinstance(pipe.image_encoder, Clip) else Clip.load(folder.parent / recipe.clip)
 
 
-def gates(folder: Path, pipe: Pipeline) -> dict[str, JsonValue]:
+def gates(folder: Path, pipe: Pipeline) -> Found:
     """What can be read from the text encoder's features, and from those of the other tower if it has one."""
-    from zoo.train.gates import TEXT_GATE, report, text_gate
-
     part = configs.read(folder).text_encoder
     if isinstance(pipe.text_encoder, ClipTextEncoder) and part.shared is not None:
         return cast(dict[str, JsonValue], report(str(folder.parent / part.shared)))
@@ -191,7 +116,7 @@ def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:
     return ((made + 1) / 2).clamp(0, 1)
 
 
-def parameters(pipe: Pipeline) -> dict[str, JsonValue]:
+def parameters(pipe: Pipeline) -> Found:
     """Parameters of each part."""
     parts = {"text encoder": pipe.text_encoder, "generator": pipe.generator, "decoder": pipe.decoder}
     return {
@@ -209,3 +134,111 @@ def seconds(pipe: Pipeline, prompt: str, repeats: int = 5) -> float:
         pipe(prompt, n=1, seed=seed, progress=False)
         times.append(time.perf_counter() - started)
     return round(sorted(times[1:])[repeats // 2], 3)
+
+
+def _samples(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    _write(pipe(list(recipe.examples), n=4, seed=0, progress=False).sheet(), folder / SAMPLES)
+    return {}
+
+
+def _evaluation(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    scores = evaluate(cast(Pipe, pipe), per_task=recipe.per_task, heldout=recipe.heldout)
+    return {"evaluation": json.loads(json.dumps(scores))}
+
+
+def _editing(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    if isinstance(pipe.generator, GanGenerator):  # which starts from no picture
+        return {}
+    scores, edited = editing.evaluate(cast(Pipe, pipe), n=recipe.edits)
+    _write(tensor_sheet(editing.sheet_rows(edited)), folder / "editing.webp")
+    return {"editing": json.loads(json.dumps(scores))}
+
+
+def _maps(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    if not isinstance(pipe.generator, LatentGenerator) or not pipe.generator.classes:
+        return {}
+    scores, kept = maps.evaluate(cast(Pipe, pipe), n=recipe.maps)
+    _write(tensor_sheet(maps.sheet_rows(kept)), folder / "maps.webp")
+    return {"maps": json.loads(json.dumps(scores))}
+
+
+def _psnr(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    decoder = pipe.decoder
+    if not isinstance(decoder, VaeDecoder):
+        return {}
+    return {"psnr": round(reconstruction_psnr(lambda images: _through(decoder.vae, images)), 2)}
+
+
+def _enlarging(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    decoder = pipe.decoder
+    if not isinstance(decoder, CascadeDecoder | UnclipDecoder) or decoder.factor == 1:
+        return {}
+    return {"enlarging": enlarging(pipe, decoder, recipe.enlarged)}
+
+
+def _rerank(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    clip = _clip(folder, pipe, recipe)
+    scores = rerank.measure(cast(Pipe, pipe), clip, prompts=recipe.reranked, heldout=recipe.heldout)
+    return {"rerank": cast(JsonValue, dict(scores))}
+
+
+def _priors(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    if not unclip_measures.is_dalle2(pipe):
+        return {}
+    scored = unclip_measures.priors(folder, per_task=recipe.per_prior, heldout=recipe.heldout, prompts=recipe.examples)
+    return {"priors": scored, "fed": unclip_measures.fed(pipe, recipe.fed)}
+
+
+def _variations(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    if not unclip_measures.is_dalle2(pipe):
+        return {}
+    return {"variations": unclip_measures.kept_in_variations(pipe, recipe.varied)}
+
+
+def _strips(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    if not unclip_measures.is_dalle2(pipe):
+        return {}
+    seen, sheet = unclip_measures.strips(pipe)
+    _write(sheet, folder / STRIPS)
+    return {"strips": seen}
+
+
+def _inversion(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
+    return {"inversion": unclip_measures.inversion(pipe, recipe.inverted)} if unclip_measures.is_dalle2(pipe) else {}
+
+
+# What each finds, in the order in which they are made; nothing where a model has nothing of the kind.
+MEASUREMENTS: Mapping[str, Callable[[Path, Pipeline, Measuring], Found]] = {
+    "samples": _samples,
+    "evaluation": _evaluation,
+    "editing": _editing,
+    "maps": _maps,
+    "psnr": _psnr,
+    "enlarging": _enlarging,
+    "gates": lambda folder, pipe, _: {"gates": gates(folder, pipe)},
+    "parameters": lambda folder, pipe, _: {"parameters": parameters(pipe)},
+    "seconds_per_image": lambda folder, pipe, recipe: {"seconds_per_image": seconds(pipe, recipe.examples[0])},
+    "distances": lambda folder, pipe, recipe: {
+        "distances": distances(pipe, _clip(folder, pipe, recipe), recipe.scored)
+    },
+    "priors": _priors,
+    "variations": _variations,
+    "strips": _strips,
+    "inversion": _inversion,
+    "rerank": _rerank,
+}
+
+
+def measure(folder: Path, recipe: Measuring, what: Collection[str] = MEASUREMENTS) -> None:
+    """Measure the shipped folder itself and write what is found into config, card and README, as it is found.
+
+    What is not in `what` keeps the figures that it had: they hold as long as its files do.
+    """
+    pipe = load(folder, device="cpu")
+    for name in MEASUREMENTS:
+        if name in what:
+            found = MEASUREMENTS[name](folder, pipe, recipe)
+            config = configs.read(folder)  # as it is by now: another process may measure something else
+            weights.write_config(folder, config.model_copy(update={"results": config.results | found}))
+    if results.RESULTS.is_dir():  # in a checkout, which tells of its models in other places too
+        results.write(Path())

@@ -25,7 +25,7 @@ from zoo.config import AdapterConfig, Defaults, ModelConfig, PartConfig, Role, S
 from zoo.loading import load
 from zoo.train.checkpoint import replacing
 from zoo.train.loop import STORY, cost
-from zoo.train.measure import MEASURES, Measuring, measure
+from zoo.train.measure import MEASUREMENTS, Measuring, measure
 from zoo.train.methods import BASE, goes_with, weights_of
 from zoo.train.recipe import read_toml
 
@@ -297,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m zoo.train.ship", description=__doc__)
     parser.add_argument("recipe", help="recipes/<model>.toml")
     parser.add_argument(
-        "--measure", nargs="*", choices=MEASURES, help="all of it, the held-out test half included, or some"
+        "--measure", nargs="*", choices=MEASUREMENTS, help="all of it, the held-out test half included, or some"
     )
     parser.add_argument("--out", type=Path, help="the folder to write the model's into, in place of the recipe's")
     parser.add_argument("--keep", action="store_true", help="measure the folder as it is, without writing it anew")
@@ -315,7 +315,7 @@ def main() -> None:
     if arguments.adapters is not None:
         add_adapters(folder, recipe, arguments.adapters)
     if arguments.measure is not None:
-        measure(folder, recipe, arguments.measure or MEASURES)
+        measure(folder, recipe, arguments.measure or MEASUREMENTS)
     print(folder)
 
 
