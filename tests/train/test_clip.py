@@ -64,8 +64,21 @@ def test_the_image_tower_alone_leaves_every_text_weight(home: Path) -> None:
     assert len(text) > 20
     assert all(torch.equal(before[name], after[name]) for name in text)
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("vision_"))
-    spaces = [ClipTextEncoder.load(folder).produces.space for folder in (init, out / "final")]
-    assert spaces[0] == spaces[1]
+    assert _text_space(init) == _text_space(out / "final")
+
+
+def test_the_image_tower_alone_leaves_the_text_space_of_a_clip_that_shipped_in_eight_bits(home: Path) -> None:
+    init, out, again = home / "shipped", home / "vision-of-shipped", home / "shipped-again"
+    Clip.load(home / "clip" / "final").save(init, torch.int8)
+    run(home / "clip.toml", [f"out={out}", f"init={init}", "train=vision"], device="cpu")
+    Clip.load(out / "final").save(again, torch.int8)
+    assert _text_space(init) == _text_space(out / "final") == _text_space(again)
+    before, after = (load_file(folder / "model.safetensors") for folder in (init, again))
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("text_"))
+
+
+def _text_space(folder: Path) -> str:
+    return ClipTextEncoder.load(folder).produces.space
 
 
 @pytest.mark.parametrize("train", ["both", "vision"])

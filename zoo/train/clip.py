@@ -34,6 +34,7 @@ from zoo.train.recipe import Recipe, Table
 from zoo.train.task import Batch, Image, Metrics, Task, to_float
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
+FILE = "model.safetensors"
 WINDOW = 32  # the longest full caption has 27 pieces and two markers
 FRESH = 512
 
@@ -116,14 +117,20 @@ class ClipTask(Task[ClipRecipe]):
         return nn.ModuleDict(parts)
 
     def start(self, model: nn.Module, folder: Path) -> None:
-        weights = to_open_clip(tensors.read(folder / "model.safetensors"))
-        tensors.assign(_clip(model), weights, source=folder / "model.safetensors")
+        tensors.assign(_clip(model), to_open_clip(tensors.read(folder / FILE)), source=folder / FILE)
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
         batch = self._batch(self.scenes.draw(self.recipe.batch, self.recipe.relations, rng), rng)
         if step % self.recipe.pictures_every:
             del batch["images"]
         return batch
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The name of the text tower's space, where that tower stays as it was: what reads its tokens still can."""
+        if not self.locked or self.recipe.init is None:
+            return {}
+        return {kind: name for kind, name in tensors.spaces(self.recipe.init / FILE).items() if kind == "text"}
 
     def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
         raise TrainingError("CLIP compares every caption of a batch with every picture: train it in one process")
@@ -204,7 +211,7 @@ class ClipTask(Task[ClipRecipe]):
         config |= {"text_config": text, "vision_config": vision}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         state = from_open_clip(_clip(model).state_dict())
-        tensors.write(folder / "model.safetensors", state, torch.float16)
+        tensors.write(folder / FILE, state, torch.float16, tensors.naming(self.kept))
         (folder / "tokenizer").mkdir()
         (folder / "tokenizer" / "tokenizer.model").write_bytes(ids.model)
 
