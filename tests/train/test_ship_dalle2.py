@@ -24,11 +24,12 @@ from zoo.evaluate.judged import Pipe
 from zoo.evaluate.run import evaluate
 from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import Step
+from zoo.tensors import sha256
 from zoo.train import cache, prior, run, unclip, unclip_measures
 from zoo.train import ship as shipping
 from zoo.train.measure import measure
 from zoo.train.recipe import read_toml
-from zoo.train.ship import ShipRecipe, assemble
+from zoo.train.ship import ShipRecipe, assemble, share
 from zoo.weights import save_part
 
 ROOT = Path(__file__).parents[2]
@@ -228,18 +229,43 @@ def test_ways_tell_the_decoder_different_things(shipped: Path) -> None:
     assert torch.equal(made[1], pipe.decoder.decode(seen, null, null, noise))
 
 
+def another_image_tower(runs: Path, run: Path) -> dict[str, object]:
+    """A longer run of the CLIP, of which the image tower alone is another; the text encoder that it gives."""
+    shutil.copytree(runs / "clip", run)
+    clip = Clip.load(run)
+    with torch.no_grad():
+        clip.model.visual_projection.weight += 1
+    save_part(run, clip)
+    (run / "training.json").write_text(json.dumps(STORY | {"step": 7}), "utf-8")
+    return {"kind": "clip-text", "run": run, "arguments": {"layer": -2}, "shared": "clip-tiny"}
+
+
+def test_a_clip_is_shipped_anew_alone(runs: Path, tmp_path: Path) -> None:
+    """Models beside it keep all their files, and are told its sums and its cost."""
+    shelf = tmp_path / "shelf"
+    folder = assemble(ship(runs, shelf))
+    before, kept = configs.read(folder), {name: sha256(folder / name) for name in files(folder)}
+    recipe = ship(runs, shelf, text_encoder=another_image_tower(runs, tmp_path / "other"))
+    assert share(recipe) == [shelf / "clip-tiny"]
+    after = configs.read(folder)
+    assert {name: sha256(folder / name) for name in files(folder)} == kept
+    assert after.generator == before.generator
+    assert (before.training["clip"]["step"], after.training["clip"]["step"]) == (3, 7)  # type: ignore[index, call-overload]
+    assert after.image_encoder is not None
+    assert after.image_encoder.files["model.safetensors"] == sha256(shelf / "clip-tiny" / "model.safetensors")
+    with pytest.raises(ValueError, match="image encoder Clip and decoder UnclipDecoder do not fit"):
+        zoo.load(folder, device="cpu")
+    alone = recipe.text_encoder.model_copy(update={"shared": None})
+    with pytest.raises(ValueError, match="no part of dalle2-tiny is a shared one"):
+        share(recipe.model_copy(update={"text_encoder": alone}))
+
+
 def test_who_shares_a_clip_is_told_when_it_is_shipped_anew(runs: Path, tmp_path: Path) -> None:
     """Another image tower beside the same text tower: prompts are read as before, embeddings are not."""
     shelf = tmp_path / "shelf"
     first = assemble(ship(runs, shelf))
     before = configs.read(first)
-    other = tmp_path / "other"
-    shutil.copytree(runs / "clip", other)
-    clip = Clip.load(other)
-    with torch.no_grad():
-        clip.model.visual_projection.weight += 1
-    save_part(other, clip)
-    source = ship(runs, shelf).text_encoder.model_copy(update={"run": other})
+    source = another_image_tower(runs, tmp_path / "other")
     assemble(ship(runs, shelf, name="second", text_encoder=source, image_encoder=False))
     after = configs.read(first)
     assert after.text_encoder.files["model.safetensors"] != before.text_encoder.files["model.safetensors"]

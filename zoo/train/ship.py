@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -198,6 +198,37 @@ def add_adapters(folder: Path, recipe: ShipRecipe, names: Sequence[str] = ()) ->
     _tell_sharers(folder.parent, folder.name)
 
 
+def share(recipe: ShipRecipe) -> list[Path]:
+    """Write the folders that the recipe's parts share, and no model's own; all that share one are told what it cost.
+
+    For an image tower that was trained on: models that read the text tower's tokens stay what they are. What was
+    measured by the old one (gates, distances, rerank) is to be measured again.
+
+    Raises:
+        ValueError: the recipe's parts share nothing.
+    """
+    runs = {source.shared: source.run for source in recipe.sources() if source.shared and source.run}
+    if not runs:
+        raise ValueError(f"no part of {recipe.name} is a shared one")
+    for name, run in runs.items():
+        _shared(recipe.out, run, name, recipe.bits)
+        story = json.loads((run / STORY).read_text("utf-8"))
+        part = story["recipe"]["part"]
+        for folder, config in _sharers(recipe.out, name):
+            if part in config.training:
+                told = {**config.training, part: dict(cost(story))}
+                weights.write_config(folder, config.model_copy(update={"training": told}))
+    return [recipe.out / name for name in runs]
+
+
+def _shared(shelf: Path, run: Path, name: str, bits: int) -> list[str]:
+    """A whole CLIP, written into a folder of its own on the shelf; the names of its files."""
+    with replacing(shelf / name) as temporary:
+        _, files = Clip.load(run).save(temporary, torch.int8 if bits == 8 else torch.float16)
+    _tell_sharers(shelf, name)
+    return [file.as_posix() for file in files]
+
+
 def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | None = None) -> PartConfig:
     """A part's files, written into the model folder or the shared one, and its config."""
     if source.base is not None:
@@ -213,10 +244,7 @@ def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | No
     assert source.run is not None
     dtype = torch.int8 if bits == 8 else torch.float16
     if source.shared is not None:
-        with replacing(folder.parent / source.shared) as temporary:
-            _, files = Clip.load(source.run).save(temporary, dtype)
-        _tell_sharers(folder.parent, source.shared)
-        names = [file.as_posix() for file in files]
+        names = _shared(folder.parent, source.run, source.shared, bits)
         return weights.share_part(folder, folder.parent / source.shared, source.kind, source.arguments or {}, names)
     arguments = source.arguments
     if arguments is None:
@@ -256,13 +284,18 @@ def _tell_sharers(shelf: Path, shared: str) -> None:
         sums |= {name: tensors.sha256(path) for name in sums if (path := shelf / shared / name).is_file()}
         return part.model_copy(update={"files": sums, "upsamplers": more})
 
-    for path in shelf.glob(f"*/{configs.FILE}"):
+    for folder, config in _sharers(shelf, shared):
+        parts = {name: getattr(config, name) for name in (*configs.ROLES, "image_encoder")}
+        new = config.model_copy(update={name: part and told(part) for name, part in parts.items()})
+        if new != config:
+            weights.write_config(folder, new)
+
+
+def _sharers(shelf: Path, shared: str) -> Iterator[tuple[Path, ModelConfig]]:
+    """The other models on the shelf that may use files of the folder `shared`."""
+    for path in sorted(shelf.glob(f"*/{configs.FILE}")):
         if path.parent.name != shared and "format" in json.loads(path.read_bytes()):
-            config = configs.read(path.parent)
-            parts = {name: getattr(config, name) for name in (*configs.ROLES, "image_encoder")}
-            new = config.model_copy(update={name: part and told(part) for name, part in parts.items()})
-            if new != config:
-                weights.write_config(path.parent, new)
+            yield path.parent, configs.read(path.parent)
 
 
 def training(
@@ -302,6 +335,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the folder to write the model's into, in place of the recipe's")
     parser.add_argument("--keep", action="store_true", help="measure the folder as it is, without writing it anew")
     parser.add_argument(
+        "--shared", action="store_true", help="write the CLIP that it shares with other models alone, and tell them"
+    )
+    parser.add_argument(
         "--only", nargs="+", choices=configs.ROLES, help="write the parts of these roles, and leave the others alone"
     )
     parser.add_argument(
@@ -311,6 +347,9 @@ def main() -> None:
     recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
     if arguments.out is not None:
         recipe = recipe.model_copy(update={"out": arguments.out})
+    if arguments.shared:
+        print(*share(recipe), sep="\n")
+        return
     folder = recipe.out / recipe.name if arguments.keep else assemble(recipe, arguments.only or configs.ROLES)
     if arguments.adapters is not None:
         add_adapters(folder, recipe, arguments.adapters)
