@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.cascade import Stage, StageConfig, condition, settings, shrunk
+from zoo.cascade import Stage, StageConfig, condition, consistent, settings, shrunk
 from zoo.diffusion.noise import INITIAL, ImageNoise
 from zoo.interface import Conditioning, Sampling, TextFeatures, TextSpec
 
@@ -56,6 +56,15 @@ def test_a_consistent_stage_keeps_what_it_was_given() -> None:
     torch.testing.assert_close(kept - larger(shrunk(kept, 2)), made - larger(shrunk(made, 2)))
     bright = strict(torch.ones(2, 3, 4, 4), TEXT, NULL, ImageNoise([0, 1]))
     assert bright.max() <= 1
+
+
+def test_means_come_back_where_half_of_the_pixels_are_white_already() -> None:
+    """What the clamp takes from a correction there, the other pixels make up for."""
+    striped = torch.ones(1, 1, 2, 2)
+    striped[..., 0] = 0
+    small = torch.full((1, 1, 1, 1), 0.9)
+    torch.testing.assert_close(shrunk(consistent(striped, small), 2), small, atol=0.02, rtol=0)
+    assert consistent(striped, small)[0, 0, 0].diff() > 0, "the stripes stay"
 
 
 def larger(small: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import Conditioning, NoiseSource, Observer, Sampling, TextFeatures, TextSpec
 
+CORRECTIONS = 5  # of a picture's means: what is left halves with each where half of the pixels cannot follow
+
 
 class StageConfig(BaseModel):
     """What a stage is beside its network: its schedule, the text it reads, and how it is sampled by default."""
@@ -69,10 +71,13 @@ class Stage(nn.Module):
         """Enlarged pictures in float32; `sampling` None is the stage's own, as is an `augmentation` of None in it.
 
         Raises:
-            ValueError: sampling settings that do not exist, an augmentation outside [0, 1].
+            ValueError: sampling settings that do not exist, an augmentation outside [0, 1], guidance where no text is
+                read.
         """
         config = self.config
         asked = sampling or config.sampling
+        if config.text is None and asked.guidance != 1:
+            raise ValueError(unguided(config.name, asked.guidance))
         given = asked.augmentation if asked.augmentation is not None else config.sampling.augmentation
         level = torch.full((len(pictures),), given or 0.0)
         small = pictures.to(self.denoiser.device, torch.float32)
@@ -115,6 +120,14 @@ def condition(pictures: Tensor, level: Tensor, grain: Tensor, config: StageConfi
     return Conditioning(concat=alpha * large + sigma * grain, augmentation=level.to(pictures.device, torch.float32))
 
 
+def unguided(name: str, guidance: float) -> str:
+    """Why a stage cannot be guided: the message of an error."""
+    return (
+        f"stage {name!r} looks at the smaller picture alone and reads no text to be guided by: leave its guidance at 1 "
+        f"(got {guidance:g})"
+    )
+
+
 def shrunk(pictures: Tensor, factor: int) -> Tensor:
     """Pictures [batch, 3, h, w] as the stage before would have made them: means of factor x factor pixels."""
     return F.avg_pool2d(pictures, factor)
@@ -127,8 +140,10 @@ def consistent(large: Tensor, small: Tensor) -> Tensor:
     to stage (the range-null space decomposition of arXiv 2212.00490, here once, at the end).
     """
     factor = large.shape[-1] // small.shape[-1]
-    missing = small - shrunk(large, factor)
-    return (large + F.interpolate(missing, scale_factor=float(factor), mode="nearest")).clamp(-1, 1)
+    for _ in range(CORRECTIONS):  # near black and white the clamp takes back some of each
+        missing = small - shrunk(large, factor)
+        large = (large + F.interpolate(missing, scale_factor=float(factor), mode="nearest")).clamp(-1, 1)
+    return large
 
 
 def settings(stages: Sequence[StageConfig], given: Sequence[Sampling]) -> list[Sampling]:

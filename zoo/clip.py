@@ -91,16 +91,16 @@ class Clip(nn.Module):
 
     def encode(self, images: Tensor) -> Representation:
         """Images [batch, 3, height, width] in [0, 1] as what a prior makes and DALL-E 2's decoder reads."""
-        images = images.to(self.model.logit_scale.device, self.model.logit_scale.dtype)
         return Representation(self.embed_images(images), "clip_image", self.image_space)
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """Images [batch, 3, height, width] in [0, 1], resized if need be, to unit vectors [batch, width]."""
-        size = self.model.config.vision_config.image_size
+        size, scale = self.model.config.vision_config.image_size, self.model.logit_scale
+        images = images.to(scale.device, torch.float32)  # not all devices resize in half precision
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        features = self.model.vision_model(pixel_values=images * 2 - 1).pooler_output
+        features = self.model.vision_model(pixel_values=(images * 2 - 1).to(scale.dtype)).pooler_output
         return F.normalize(self.model.visual_projection(features), dim=-1)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from zoo.adapt.files import Shipped
 from zoo.arguments import Picture, as_negatives, as_prompts, as_seeds
 from zoo.call.abilities import ImageEncoder, Inpainting, Mapped, Negatable, Shaped, Staged
 from zoo.call.inputs import layout_of, start_of
-from zoo.call.settings import check_noise, check_size, sampling_of, size_of, stages_of
+from zoo.call.settings import check_noise, sampling_of, size_of, stages_of
 from zoo.config import Role
 from zoo.diffusion.noise import GivenNoise, ImageNoise
 from zoo.finite import Unread
@@ -101,6 +101,11 @@ class Pipeline(Adaptive):
         if self.unread is not None:
             self.unread.check()
             self.unread = None
+
+    def looked_over(self, images: Tensor) -> tuple[Tensor, tuple[bool, ...]]:
+        """Images [batch, 3, height, width] as they may be handed out, and whether the safety checker, if there is one,
+        found each unsafe."""
+        return (images, ()) if self.safety_checker is None else check_safety(self.safety_checker, images)
 
     def stages(
         self, stages: Mapping[str, Mapping[str, object]] | None = None, augmentation: float | None = None
@@ -190,8 +195,7 @@ class Pipeline(Adaptive):
         )
         chain = self.stages(stages, augmentation)
         chosen = self._adapters.choose(adapters, asked, count)
-        size = size_of(self.generator, self.size, height, width)
-        check_size(self.decoder, self.name, size)
+        size = size_of(self.generator, self.decoder, self.name, self.size, height, width)
         check_noise(self.generator, noise, count, size)
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
@@ -229,7 +233,7 @@ class Pipeline(Adaptive):
         if kept is not None:  # outside the mask the given pixels stay as they were
             images = torch.lerp(kept[0].expand_as(images), images, kept[1].expand_as(images))
         settings |= chosen.settings()
-        images, unsafe = (images, ()) if self.safety_checker is None else check_safety(self.safety_checker, images)
+        images, unsafe = self.looked_over(images)
         each = [(asked[i], against[i]) for i in owner]
         name = self.name + self._adapters.label()
         said, avoided = tuple(p for p, _ in each), tuple(a for _, a in each)

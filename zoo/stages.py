@@ -5,6 +5,7 @@ A stage's weights lie in a folder of its own name. Every family that enlarges pi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,15 @@ class StagesConfig(BaseModel):
         """What these stages are."""
         networks = tuple(cast(EfficientUNet | AdmUNet, stage.denoiser.network).config for stage in stages)
         return cls(stages=tuple(stage.config for stage in stages), networks=networks)
+
+    @property
+    def multiple(self) -> int:
+        """What height and width of the last stage's pictures must be multiples of, so that each can make its own."""
+        multiple, later = 1, 1
+        for stage, network in zip(reversed(self.stages), reversed(self.networks), strict=True):
+            multiple = math.lcm(multiple, later * network.downsampling, later * stage.factor)
+            later *= stage.factor
+        return multiple
 
 
 def load_stages(folder: Path, config: StagesConfig) -> list[Stage]:

@@ -136,6 +136,12 @@ def test_a_stage_is_sampled_as_the_call_says(draw: Draw) -> None:
     assert not same(draw(PINK, n=1, stages={"decoder": {"guidance": 6.0}}).tensor, usual)
     with pytest.raises(ValueError, match="there are: decoder, upsampler"):
         draw(PINK, n=1, stages={"prior": {"steps": 5}})
+    with pytest.raises(ValueError, match="'upsampler' looks at the smaller picture alone"):
+        draw(PINK, n=1, stages={"upsampler": {"guidance": 6.0}})
+    with pytest.raises(ValueError, match="'decoder' begins with noise alone"):
+        draw(PINK, n=1, stages={"decoder": {"augmentation": 0.5}})
+    asked = draw(PINK, n=1, augmentation=0.5).settings["stages"]
+    assert [asked[name]["augmentation"] for name in ("decoder", "upsampler")] == [None, 0.5]
 
 
 def test_another_clip_is_refused_with_the_reason(

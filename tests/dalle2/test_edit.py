@@ -213,7 +213,32 @@ def test_what_cannot_be_edited(made: Pipeline, tiny: Pipeline) -> None:
         invert(made, picture(0), stages={"base": {"steps": 3}})
 
 
+def test_edits_are_looked_over_as_calls_are(made: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blacken(*, images: Tensor, clip_input: Tensor) -> tuple[Tensor, list[bool]]:
+        return torch.zeros_like(images), [True] * len(images)
+
+    monkeypatch.setattr(made, "safety_checker", blacken)
+    result = variations(made, picture(0), 2)
+    assert result.unsafe == (True, True)
+    assert float(result.tensor.max()) == 0
+
+    class Unread:
+        def check(self) -> None:
+            raise ValueError("the weights are not finite")
+
+    monkeypatch.setattr(made, "unread", Unread())
+    with pytest.raises(ValueError, match="not finite"):
+        interpolate(made, picture(0), picture(1), 3)
+
+
 def test_its_pictures_have_one_size(larger: Pipeline) -> None:
     assert larger(PINK, n=1, height=16, width=16, progress=False).tensor.shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match=r"pictures of 16 x 16 pixels only, not of 24 x 24: leave out height="):
         larger(PINK, n=1, height=24, progress=False)
+
+
+def test_clip_sees_pictures_of_other_sizes_in_half_precision(folder: Path) -> None:
+    clip, _ = towers(folder)
+    seen = clip.to(torch.bfloat16).embed_images(torch.rand(2, 3, 8, 8))
+    assert seen.dtype == torch.bfloat16
+    assert torch.allclose(seen.float().norm(dim=-1), torch.ones(2), atol=0.02)

@@ -300,6 +300,21 @@ def test_the_candidate_most_like_the_text_is_kept(small: dict[str, int], spec: T
         torch.testing.assert_close(best[row], each[winner][row])
 
 
+def test_noise_that_was_given_has_one_candidate(small: dict[str, int], spec: TextSpec, words: Words) -> None:
+    text, given, seen = words(range(2)), torch.randn(2, 8), list[int]()
+    noise = GivenNoise(given, then=ImageNoise(range(2)))
+    alone = known(small, spec).generate(text, text, noise, Sampling(steps=3)).data
+    part = known(small, spec, candidates=3)
+    part.stored.register_forward_hook(lambda *call: seen.append(1))
+    assert torch.equal(part.generate(text, text, noise, Sampling(steps=3)).data, alone)
+    assert len(seen) == 3, "another candidate would be the same"
+
+
+def test_an_embedding_of_one_picture_has_no_deviation(small: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="give at least two"):
+        PriorTransformer(PriorConfig(**small)).measure(torch.zeros(1, small["embedding"]))
+
+
 def test_candidates_have_streams_of_their_own() -> None:
     source = ImageNoise([3, 4])
     drawn = [noise.draw("prior", 5, (2, 6)) for noise in (source, *(CandidateNoise(source, n) for n in (1, 2)))]

@@ -3,6 +3,7 @@ reproduce mean and variance."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.diffusion.samplers import SAMPLERS, find_sampler
+from zoo.diffusion.schedule import Schedule
 from zoo.diffusion.spacing import make_grid
 
 if TYPE_CHECKING:
@@ -70,3 +72,18 @@ def test_stochastic_samplers_reproduce_mean_and_variance(mixture: Mixture, sampl
         last = step.x
     assert last.mean().item() == pytest.approx(mixture.mean, rel=0.02)
     assert last.var().item() == pytest.approx(mixture.variance, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "unipc", "plms", "lms"])
+def test_data_come_out_where_sampling_begins_in_all_but_pure_noise(
+    mixture_of: Callable[[Schedule], Mixture], sampler: str, steps: int
+) -> None:
+    """The cosine schedule begins at sigma / alpha = 20,000, a leap from the next level: no slope reaches over it."""
+    mixture = mixture_of(Schedule("cosine"))
+    x = torch.randn(4096, 1, generator=torch.Generator().manual_seed(0))
+    grid = make_grid(mixture.schedule, steps, "trailing")
+    for step in SAMPLERS[sampler](mixture.predict, x, grid, no_noise):
+        x = step.x
+    assert float(x.std()) == pytest.approx(mixture.variance**0.5, rel=0.12 if steps == 5 else 0.03)
+    assert float(x.abs().max()) < 3

@@ -219,6 +219,7 @@ def test_hybrid_loss_gives_gradients_to_both_halves() -> None:
         ({"gamma": 0.0}, "gamma"),
         ({"floor": 6.0}, "floor"),
         ({"gamma": None, "floor": 1.0}, "floor"),
+        ({"floor": 1.0}, "floor 1 weights the clean estimate, of which the epsilon"),
     ],
 )
 def test_impossible_settings_are_refused(arguments: dict[str, float | None], message: str) -> None:

@@ -19,15 +19,16 @@ import zoo
 from tests.conftest import latent_generator, text_encoder, vae_decoder
 from tests.imagen.tiny import base, stage, t5
 from zoo import cli
-from zoo.cascade import StageConfig
+from zoo.cascade import Stage, StageConfig
 from zoo.diffusion.samplers import SAMPLERS
-from zoo.efficient_unet import EfficientUNetConfig
+from zoo.efficient_unet import EfficientUNet, EfficientUNetConfig
 from zoo.imagen.parts import CascadeConfig, CascadeDecoder
 from zoo.interface import Decoder, Generator, Sampling, Step, TextEncoder, TextSpec
 from zoo.pipeline import Pipeline
 from zoo.result import Result
 
 PINK, RED = "a large pink butterfly", "a red circle"
+QUICK = Sampling(steps=1, augmentation=0.1)
 Draw = Callable[..., Result]
 
 
@@ -204,6 +205,31 @@ def test_own_noise_is_the_bases(draw: Draw) -> None:
 
 def test_other_sizes(draw: Draw) -> None:
     assert draw(RED, n=1, height=64, width=48).tensor.shape == (1, 3, 64, 48)
+
+
+def test_a_size_that_a_stage_cannot_make_is_refused_before_anything_is_drawn(pipe: Pipeline) -> None:
+    none = (False, False, False)
+    deep = EfficientUNetConfig(
+        channels=(8, 8, 8),
+        blocks_per_level=(1, 1, 1),
+        self_attention=none,
+        text_attention=none,
+        context_width=None,
+        groups=4,
+    )
+    stages = (StageConfig(name="first", sampling=QUICK), StageConfig(name="second", sampling=QUICK))
+    config = CascadeConfig(stages=stages, networks=(deep, deep))
+    assert (deep.downsampling, config.multiple) == (8, 16), "the first stage's picture is half the last one's"
+    decoder = CascadeDecoder([Stage(EfficientUNet(deep), stage) for stage in stages])
+    deeper, seen = Pipeline(pipe.text_encoder, pipe.generator, decoder), list[str]()
+
+    def observe(name: str, step: Step) -> None:
+        seen.append(name)
+
+    with pytest.raises(ValueError, match="impossible size 32 x 40: .* multiples of 16; the nearest is 32 x 32"):
+        deeper(RED, n=1, height=32, width=40, progress=False, callback=observe)
+    assert not seen
+    assert deeper(RED, n=1, height=32, width=48, progress=False).tensor.shape == (1, 3, 32, 48)
 
 
 def test_a_callback_ends_a_stage_early(draw: Draw) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -23,6 +23,14 @@ class OneSize(Protocol):
 
     @property
     def size(self) -> tuple[int, int]: ...
+
+
+@runtime_checkable
+class Multiple(Protocol):
+    """A decoder of pictures whose height and width must be multiples of one number, more of it than the generator's."""
+
+    @property
+    def multiple(self) -> int: ...
 
 
 @runtime_checkable
@@ -62,3 +70,11 @@ class Staged(Protocol):
 
     @property
     def defaults(self) -> Mapping[str, Sampling]: ...
+
+
+@runtime_checkable
+class Enlarging(Protocol):
+    """A staged decoder that names those of its stages that enlarge a picture, on which noise can be put before."""
+
+    @property
+    def enlarging(self) -> Collection[str]: ...

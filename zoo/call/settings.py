@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 
 from torch import Tensor
 
-from zoo.call.abilities import OneSize, Shaped, Staged
+from zoo.call.abilities import Enlarging, Multiple, OneSize, Shaped, Staged
+from zoo.diffusion.inputs import check_size
 from zoo.diffusion.samplers import find_sampler
 from zoo.interface import Decoder, Generator, Sampling
 
@@ -28,7 +29,7 @@ def stages_of(
     """How each stage of the decoder is sampled in a call of the model `name`.
 
     Raises:
-        ValueError: it has no such stage, or a stage no such setting.
+        ValueError: it has no such stage, a stage no such setting, or nothing is enlarged that augmentation is for.
     """
     defaults = dict(decoder.defaults) if isinstance(decoder, Staged) else {}
     if not defaults and (stages or augmentation is not None):
@@ -43,18 +44,30 @@ def stages_of(
         if unknown := said.keys() - {field.name for field in fields(Sampling)}:
             raise ValueError(f"stage {stage!r} knows no setting {', '.join(sorted(unknown))}")
         defaults[stage] = replace(defaults[stage], **said)  # type: ignore[arg-type]
+    enlarging = decoder.enlarging if isinstance(decoder, Enlarging) else defaults
     if augmentation is not None:
-        defaults = {stage: replace(how, augmentation=augmentation) for stage, how in defaults.items()}
+        if not enlarging:
+            raise ValueError(f"{name} enlarges no picture: leave out augmentation=")
+        defaults |= {stage: replace(defaults[stage], augmentation=augmentation) for stage in enlarging}
+    for stage, how in defaults.items():
+        if how.augmentation is not None and stage not in enlarging:
+            raise ValueError(f"stage {stage!r} begins with noise alone, not with a picture: leave out its augmentation")
     return {stage: _checked(how) for stage, how in defaults.items()}
 
 
 def size_of(
-    generator: Generator, default: tuple[int, int] | None, height: int | None, width: int | None
+    generator: Generator,
+    decoder: Decoder,
+    name: str,
+    default: tuple[int, int] | None,
+    height: int | None,
+    width: int | None,
 ) -> tuple[int, int] | None:
-    """Height and width in pixels: those of a call, over the default ones; None for the generator's own.
+    """Height and width in pixels of what the model `name` draws: those of a call, over the default ones; None for the
+    generator's own.
 
     Raises:
-        ValueError: the generator cannot make it.
+        ValueError: the generator or the decoder cannot make it.
     """
     if height is None and width is None:
         size = default
@@ -63,20 +76,14 @@ def size_of(
         size = (own[0] if height is None else height, own[1] if width is None else width)
     if size is not None and min(size) < 1:
         raise ValueError(f"impossible size {size[0]} x {size[1]}: height and width are counted in pixels, from 1")
+    if isinstance(decoder, Multiple) and size is not None:
+        check_size(*size, decoder.multiple)
     if isinstance(generator, Shaped):
         generator.shape(size)  # raises where the generator cannot make it
-    return size
-
-
-def check_size(decoder: Decoder, name: str, size: tuple[int, int] | None) -> None:
-    """The decoder of the model `name` makes pictures of this size.
-
-    Raises:
-        ValueError: it makes those of another one only.
-    """
     if isinstance(decoder, OneSize) and size not in (None, decoder.size):
         made, asked = (" x ".join(map(str, sides)) for sides in (decoder.size, size or ()))
         raise ValueError(f"{name} makes pictures of {made} pixels only, not of {asked}: leave out height= and width=")
+    return size
 
 
 def check_noise(generator: Generator, noise: Tensor | None, count: int, size: tuple[int, int] | None) -> None:

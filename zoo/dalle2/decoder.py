@@ -126,7 +126,13 @@ class UnclipNetwork(nn.Module):
 
     @torch.no_grad()
     def measure(self, embeddings: Tensor) -> None:
-        """Take mean and deviation from the embeddings [n, embedding_width] that it is to be trained with."""
+        """Take mean and deviation from the embeddings [n, embedding_width] that it is to be trained with.
+
+        Raises:
+            ValueError: fewer than two of them.
+        """
+        if len(embeddings) < 2:
+            raise ValueError(f"{len(embeddings)} embeddings have no deviation: give at least two")
         exact = embeddings.double()
         self.mean.copy_(exact.mean(0))
         self.std.copy_(exact.std(0).clamp(min=1e-6))
@@ -265,6 +271,11 @@ class UnclipDecoder(nn.Module):
     def defaults(self) -> dict[str, Sampling]:
         """How each stage is sampled unless the call says otherwise."""
         return {STAGE: self.config.sampling} | {stage.config.name: stage.config.sampling for stage in self.upsamplers}
+
+    @property
+    def enlarging(self) -> list[str]:
+        """The stages whose picture may be given noise before (`augmentation=`): the upsamplers."""
+        return [stage.config.name for stage in self.upsamplers]
 
     @property
     def needs(self) -> RepresentationSpec:

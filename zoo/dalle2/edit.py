@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 Stages: TypeAlias = Mapping[str, Mapping[str, object]]
 
 AT_ONCE = 16  # pictures
-INVERTED = Sampling(steps=50, sampler="ddim", guidance=1.0)  # of the decoder's own pictures, where they are inverted
+# Of the decoder's own pictures, where they are inverted; from less than pure noise, of which epsilon tells no picture.
+INVERTED = Sampling(steps=50, sampler="ddim", spacing="leading+1", guidance=1.0)
 
 
 @dataclass(frozen=True)
@@ -216,10 +217,10 @@ def _drawn(
         nothing = pipe.text_encoder.null(len(rows))
         some = replace(meanings, data=meanings.data[rows.to(meanings.data.device)])
         made.append(_decoder(pipe).decode(some, nothing, nothing, source, list(chain.values())).float().cpu())
-    images = torch.cat(made)
+    images, unsafe = pipe.looked_over(torch.cat(made))
     settings = dict(did) | {"height": images.shape[-2], "width": images.shape[-1]}
     settings |= {"stages": {stage: asdict(how) for stage, how in chain.items()}}
-    return Result(images, tuple(labels), tuple(seeds), settings, pipe.name)
+    return Result(images, tuple(labels), tuple(seeds), settings, pipe.name, unsafe=unsafe)
 
 
 def _decoder(pipe: Pipeline) -> UnclipDecoder:
@@ -228,6 +229,7 @@ def _decoder(pipe: Pipeline) -> UnclipDecoder:
             f"{pipe.name} decodes by a {type(pipe.decoder).__name__}; only an UnclipDecoder, DALL-E 2's, decodes CLIP "
             "image embeddings, in which such edits are made"
         )
+    pipe.check_weights()
     return pipe.decoder
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
-from zoo.cascade import Stage
+from zoo.cascade import Stage, unguided
 from zoo.dalle2.decoder import FILE, UnclipDecoder, UnclipDecoderConfig, UnclipNetwork
 from zoo.diffusion.sample import sample
 from zoo.interface import Conditioning, NoiseSource, Observer, Sampling, TextFeatures
@@ -52,9 +52,12 @@ class KarloUpsampler(Stage):
         """Enlarged pictures in float32; `sampling` None is the stage's own.
 
         Raises:
-            ValueError: sampling settings that do not exist, or an augmentation, which it was not trained with.
+            ValueError: sampling settings that do not exist, guidance, or an augmentation, which it was not trained
+                with.
         """
         asked = sampling or self.config.sampling
+        if asked.guidance != 1:
+            raise ValueError(unguided(self.config.name, asked.guidance))
         if asked.augmentation:
             raise ValueError(
                 f"augmentation {asked.augmentation:g}: Karlo's upsampler trusts the smaller picture and has no port "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.dalle2.transformer import SequenceConfig
+from zoo.diffusion.noise import GivenNoise
 from zoo.interface import (
     Adaptable,
     Conditioning,
@@ -159,7 +160,7 @@ class PriorPart(nn.Module, ABC):
         """CLIP image embeddings for text features [batch, ...], led away from `null` if `sampling.guidance` is not 1.
 
         `size` is the decoder's affair. `observe` is shown the first candidate, as embeddings; stopped early, it is the
-        only one.
+        only one, as it is of noise that was given: others of that would be the same.
 
         Raises:
             ValueError: text without the CLIP text embedding or of other sizes, a layout, a masked init, or settings
@@ -179,7 +180,8 @@ class PriorPart(nn.Module, ABC):
             return stopped
 
         drawn = [self.draw(given, away, noise, sampling, init=init, observe=watch if observe else None)]
-        for number in range(1, 1 if stopped else self.config.candidates):
+        alone = stopped or (isinstance(noise, GivenNoise) and isinstance(noise.given, Tensor))
+        for number in range(1, 1 if alone else self.config.candidates):
             drawn.append(self.draw(given, away, CandidateNoise(noise, number), sampling, init=init, observe=None))
         each = torch.stack(drawn)
         each = F.normalize(each, dim=-1) if self.config.unit else each

@@ -93,7 +93,13 @@ class PriorTransformer(nn.Module):
 
     @torch.no_grad()
     def measure(self, embeddings: Tensor) -> None:
-        """Take mean and deviation from the embeddings [n, embedding] that are to be learned."""
+        """Take mean and deviation from the embeddings [n, embedding] that are to be learned.
+
+        Raises:
+            ValueError: fewer than two of them.
+        """
+        if len(embeddings) < 2:
+            raise ValueError(f"{len(embeddings)} embeddings have no deviation: give at least two")
         exact = embeddings.double()
         self.mean.copy_(exact.mean(0, keepdim=True))
         self.std.copy_(exact.std(0, keepdim=True).clamp(min=1e-6))

@@ -20,6 +20,7 @@ from zoo.diffusion.spacing import Grid, Point, make_grid
 from zoo.interface import Conditioning, Observer, Sampling, Step
 
 REFINEMENTS = 3
+NOISE = 0.02  # alpha of what is as good as pure noise
 
 
 @torch.no_grad()
@@ -67,6 +68,8 @@ def walk(predict: Predict, x: Tensor, grid: Grid, refinements: int = REFINEMENTS
         ValueError: a grid of one step from pure noise, of which the data tell nothing.
     """
     for i, a, b in reversed(list(grid.pairs())):
+        if b.sigma == 0 and a.alpha < NOISE:
+            raise ValueError("one step from pure noise to data cannot be gone back: take more steps")
         end, x0 = x, predict(x, a.t).x0
         x = _back(end, x0, end, a, b)
         for _ in range(refinements):
@@ -82,8 +85,6 @@ def _back(end: Tensor, x0: Tensor, x: Tensor, a: Point, b: Point) -> Tensor:
     if a.alpha * b.alpha > a.sigma * b.sigma:
         noise = epsilon(x, x0, a)
         return a.alpha / b.alpha * (end - b.sigma * noise) + a.sigma * noise
-    if b.sigma == 0:
-        raise ValueError("one step from pure noise to data cannot be gone back: take more steps")
     ratio = a.sigma / b.sigma
     return ratio * end + (a.alpha - b.alpha * ratio) * x0
 

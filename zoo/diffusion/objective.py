@@ -60,8 +60,8 @@ def loss(
     generator: fixes times, noise and dropout; the same on every device if it is a CPU generator.
 
     Raises:
-        ValueError: dropout outside [0, 1], gamma not above 0, floor negative, above gamma or without one, a teacher's
-            guidance without `null` for both.
+        ValueError: dropout outside [0, 1], gamma not above 0, a floor that is negative, above gamma, without
+            one or of epsilon, or guidance of a teacher without `null` for both.
     """
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is a share in [0, 1], got {dropout}")
@@ -69,6 +69,11 @@ def loss(
         raise ValueError(f"gamma of the min-SNR weighting is above 0 (or None for uniform weights), got {gamma}")
     if floor < 0 or floor > (gamma or 0):
         raise ValueError(f"floor of the weighting is in [0, gamma], and needs a gamma; got {floor}, gamma {gamma}")
+    if floor and denoiser.prediction == "epsilon":
+        raise ValueError(
+            f"floor {floor:g} weights the clean estimate, of which the epsilon of the noisiest times says nothing: "
+            "leave it at 0, or let the network predict v or x0"
+        )
     guided = teacher if teacher is not None and teacher.guidance != 1 else None
     if guided is not None and (null is None or guided.null is None):
         raise ValueError("guided predictions are compared: give both networks a null conditioning")

@@ -11,14 +11,14 @@ from torch import Tensor
 from zoo.interface import Conditioning
 
 PORTS = tuple(field.name for field in fields(Conditioning))
-NUMBERS = ("augmentation", "guidance")  # ports that hold one number a sample, too exact for half precision
+EXACT = ("augmentation", "guidance", "vector")  # ports that are too exact for half precision
 
 
 def cast(conditioning: Conditioning, device: torch.device, dtype: torch.dtype) -> Conditioning:
-    """On `device`, floating ports in `dtype`; masks stay bool, noise levels and guidance float32 (they are numbers)."""
+    """On `device`, floating ports in `dtype`; masks stay bool, and the `EXACT` ports float32."""
 
     def move(name: str, port: Tensor) -> Tensor:
-        keep = name in NUMBERS or not port.is_floating_point()
+        keep = name in EXACT or not port.is_floating_point()
         return port.to(device) if keep else port.to(device, dtype)
 
     ports = {name: getattr(conditioning, name) for name in PORTS}

@@ -23,6 +23,7 @@ from zoo.diffusion.spacing import Grid, Point
 from zoo.interface import Step
 
 Noise = Callable[[int], Tensor]
+LEAP = 4.0  # in lambda: from noise that hides everything; the slopes at the two ends of so long a step are no average
 Sampler = Callable[[Predict, Tensor, Grid, Noise], Iterator[Step]]
 
 
@@ -89,7 +90,7 @@ def heun(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
     for i, a, b in grid.pairs():
         x0 = predict(x, a.t).x0
         end = transfer(x, x0, a, b)
-        if a.alpha > 0 and b.sigma > 0:  # at an infinite or vanishing noise level there is no second slope
+        if b.lambda_ - a.lambda_ < LEAP:  # it is infinite from pure noise, and to clean data
             slope = (epsilon(x, x0, a) + epsilon(end, predict(end, b.t).x0, b)) / 2
             end = b.alpha / a.alpha * x + (b.sigma - a.sigma * b.alpha / a.alpha) * slope
         x = end
@@ -190,11 +191,11 @@ def plms(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
     for i, a, b in grid.pairs():
         x0 = predict(x, a.t).x0
         slopes = [epsilon(x, x0, a), *slopes[:3]]
-        slope = _adams_bashforth(slopes)
-        if i == 0 and b.sigma > 0:
+        slope, leaps = _adams_bashforth(slopes), b.lambda_ - a.lambda_ >= LEAP
+        if i == 0 and not leaps:
             end = transfer(x, x0, a, b)
             slope = (slopes[0] + epsilon(end, predict(end, b.t).x0, b)) / 2
-        if a.alpha > 0:  # pure noise: its epsilon says nothing of x0
+        if i > 0 or not leaps:  # the epsilon of (almost) pure noise says nothing of x0
             x0 = (x - a.sigma * slope) / a.alpha
         x = b.alpha * x0 + b.sigma * slope
         yield Step(i, a.t, x, x0)

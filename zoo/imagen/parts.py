@@ -214,6 +214,11 @@ class CascadeDecoder(nn.Module):
         return reduce(mul, (stage.config.factor for stage in self.stages), 1)
 
     @property
+    def multiple(self) -> int:
+        """What height and width of images must be multiples of, so that every stage can make its picture."""
+        return CascadeConfig.of(self.stages).multiple
+
+    @property
     def needs(self) -> RepresentationSpec:
         return RepresentationSpec("pixels", (3, None, None), PIXELS)
 
