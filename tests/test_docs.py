@@ -193,3 +193,21 @@ def test_a_docstring_that_tells_of_what_is_not_there_is_noticed(
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     faults = pages.check()
     assert any("'y' does not appear in the function signature" in fault for fault in faults)
+
+
+def test_the_readme_names_all_that_can_be_drawn() -> None:
+    from zoo.data import captions, scenes
+
+    said = (ROOT / "README.md").read_text("utf-8")
+    words = [
+        *(f"{thing} {zh}" for thing, (zh, _) in captions.ZH_OBJECT.items()),
+        *(
+            f"{en} {zh}"
+            for table in (captions.ZH_COLOUR, captions.ZH_SIZE, captions.ZH_STYLE)
+            for en, zh in table.items()
+        ),
+        *(f"{side} {names[0]}" for side, names in captions.ZH_SIDES.items()),
+        *(f"{captions.EN_COUNT[count]} {zh}" for count, zh in captions.ZH_COUNT.items()),
+        *(f"{ground} {captions.ZH_BACKGROUND[ground]}" for ground in scenes.BACKGROUNDS if ground != "night"),
+    ]
+    assert not [word for word in words if word not in said]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import zoo
 from zoo.interface import Decoder, Generator, Sampling, Step, TextEncoder
-from zoo.pipeline import Pipeline
+from zoo.pipeline import Pipeline, UnheededNegative
 from zoo.result import Result
 from zoo.text.tokenizer import UnknownWords
 
@@ -86,6 +87,16 @@ def test_prompt_guidance_and_negative_prompt_matter(draw: Draw) -> None:
     assert same(both.tensor[:1], pink)
     assert same(both.tensor[1:], draw(PINK, n=1, negative=RED).tensor)
     assert both.negatives == ("", RED)
+
+
+def test_a_negative_prompt_without_guidance_is_told_to_change_nothing(draw: Draw) -> None:
+    with pytest.warns(UnheededNegative, match="at guidance 1: expect it to change nothing"):
+        led = draw(PINK, n=1, negative=RED, guidance=1.0)
+    assert same(led.tensor, draw(PINK, n=1, guidance=1.0).tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnheededNegative)
+        draw(PINK, n=1, negative=RED)
+        draw(PINK, n=1, negative="", guidance=1.0)
 
 
 def test_the_empty_prompt_is_unconditional(draw: Draw) -> None:

@@ -5,6 +5,7 @@ Nothing survives a call: one pipeline may serve many threads.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -42,6 +43,10 @@ __all__ = [
 ]
 
 BATCH = 16  # images made at once unless the call says otherwise
+
+
+class UnheededNegative(UserWarning):
+    """A negative prompt was given where no guidance leads away from it."""
 
 
 class Pipeline(Adaptive):
@@ -194,6 +199,12 @@ class Pipeline(Adaptive):
             },
         )
         chain = self.stages(stages, augmentation)
+        if any(against) and all(how.guidance == 1 for how in (sampling, *chain.values())):
+            warnings.warn(
+                f"nothing leads {self.name} away from a negative prompt at guidance 1: expect it to change nothing",
+                UnheededNegative,
+                stacklevel=2,
+            )
         chosen = self._adapters.choose(adapters, asked, count)
         size = size_of(self.generator, self.decoder, self.name, self.size, height, width)
         check_noise(self.generator, noise, count, size)

@@ -1,7 +1,7 @@
 """Train a small LoRA from a recipe, load it, and use it (needs `pip install -e '.[train]'`).
 
 `examples/creatures` holds twenty captioned drawings in one style. The recipe says all that is needed to learn it; what
-is said here instead makes it short. The full 800 steps are `zoo train recipes/creatures-lora.toml`.
+is said here instead makes it short. The full 600 steps are `zoo train recipes/creatures-lora.toml`.
 """
 
 from pathlib import Path

@@ -94,8 +94,11 @@ def test_a_page_of_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr("zoo.registry.shelves", list)
     with pytest.raises(ValueError, match="no models at hand"):
         Models()
+    with pytest.raises(ValueError, match=r"there is no adapter at none\.safetensors: give a file"):
+        Models([str(tmp_path)], ["none.safetensors"])
+    (tmp_path / "a.safetensors").touch()
     with pytest.raises(ValueError, match="two adapters are called 'a'"):
-        Models([str(tmp_path)], ["a.safetensors", "other/a.safetensors"])
+        Models([str(tmp_path)], [str(tmp_path / "a.safetensors"), "other/a.safetensors"])
 
 
 def test_labels(tmp_path: Path) -> None:

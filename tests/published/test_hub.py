@@ -151,15 +151,22 @@ def test_a_hub_is_asked_for_those_files_alone(
     assert not [name for name in asked["allow_patterns"] if name.endswith((".py", ".bin", ".ckpt"))]
 
 
+class TransportError(Exception):
+    """What a client of the hub raises where there is no network: a class of whatever it is built on, httpx today."""
+
+
+@pytest.mark.parametrize("kind", [OSError, TransportError])
 def test_without_network_what_is_kept_serves(
-    checkpoints: dict[str, Checkpoint], cache: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: dict[str, Checkpoint], cache: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     snapshot = keep(cache, REPOSITORY, checkpoints["sd15"].folder, "main")
 
     class Api:
         def list_repo_files(self, repository: str, revision: str | None) -> list[str]:
-            raise OSError("no route to host")
+            raise kind("no route to host")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert registry.find(REPOSITORY) == snapshot
+    with pytest.raises(ValueError, match="neither a folder here nor a hub repository that can be fetched"):
+        registry.find("nobody/has-kept-this")

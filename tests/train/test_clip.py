@@ -81,6 +81,11 @@ def _text_space(folder: Path) -> str:
     return ClipTextEncoder.load(folder).produces.space
 
 
+def test_a_missing_tokenizer_is_told_before_anything_is_drawn(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"tokenizer = none\.model cannot be read: train recipes/tokenizer\.toml"):
+        run(home / "clip.toml", [f"out={tmp_path}", "tokenizer=none.model", "data.scenes=1000000000"], device="cpu")
+
+
 @pytest.mark.parametrize("train", ["both", "vision"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path, train: str) -> None:
     more = ["checkpoint_every=2", f"train={train}", *([f"init={home / 'clip' / 'final'}"] if train == "vision" else [])]

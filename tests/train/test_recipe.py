@@ -74,6 +74,8 @@ def test_length_is_steps_or_minutes(toml: Path) -> None:
 
 
 def test_missing_or_broken_files(toml: Path) -> None:
+    with pytest.raises(RecipeError, match=r"not how one is trained: python -m zoo\.train\.ship .*imagen-small\.toml"):
+        run(Path(__file__).parents[2] / "recipes" / "imagen-small.toml")
     with pytest.raises(RecipeError, match=r"no recipe at .*; there are: .*example\.toml"):
         read_toml(toml.with_name("exmaple.toml"))
     toml.write_text("part = ", encoding="utf-8")

@@ -61,7 +61,7 @@ class Models:
     or hub ids, which visitors may choose beside those that came with the models, and those that they bring.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model or adapter, or two adapters go by one name.
     """
 
     def __init__(self, models: Sequence[str] = (), adapters: Sequence[str] = (), *, device: str = "auto") -> None:
@@ -75,6 +75,8 @@ class Models:
         for source in adapters:
             if files.stem(source) in self.adapters:
                 raise ValueError(f"two adapters are called {files.stem(source)!r}: rename the file {source}")
+            if not _is_hub_id(source) and not Path(source).exists():
+                raise ValueError(f"there is no adapter at {source}: give a file, a folder or a hub id (owner/name)")
             self.adapters[files.stem(source)] = source
         self._device = device
         self._loaded: dict[str, Model] = {}

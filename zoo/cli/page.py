@@ -24,7 +24,7 @@ def page(
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is for everyone who reaches this machine.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="Its port.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 7860,
     user: Annotated[str | None, typer.Option(help="Let in only who knows this name and the password.")] = None,
     password: Annotated[str | None, typer.Option(envvar="ZOO_APP_PASSWORD", help="The password of --user.")] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Visitors drawn for at a time; others wait their turn.")] = 2,

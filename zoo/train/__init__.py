@@ -77,6 +77,10 @@ def run(path: str | Path, overrides: Sequence[str] = (), *, device: str | None =
 
     from zoo.train.loop import train
 
+    if "part" not in tree and {"name", "generator"} <= tree.keys():
+        raise RecipeError(
+            f"{path} tells how trained parts become a model, not how one is trained: python -m zoo.train.ship {path}"
+        )
     kind = task_type(tree.get("part"))
     return train(kind, validate(kind.recipe_type, tree), device=device, resume=resume)
 

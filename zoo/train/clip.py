@@ -30,7 +30,7 @@ from zoo.text.tokenizer import Tokenizer
 from zoo.train import TrainingError
 from zoo.train.cache import SceneData, picked, scenes
 from zoo.train.facets import CrossAttentionProbe, LinearProbe, labels, misread
-from zoo.train.recipe import Recipe, Table
+from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Image, Metrics, Task, to_float
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
@@ -81,9 +81,12 @@ class ClipTask(Task[ClipRecipe]):
 
     def __init__(self, recipe: ClipRecipe, device: torch.device) -> None:
         super().__init__(recipe, device)
+        try:
+            self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), WINDOW)
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"tokenizer = {recipe.tokenizer} cannot be read: train recipes/tokenizer.toml") from error
         self.scenes = scenes(recipe.data)
         self.descriptions = [scene.describe() for scene in self.scenes.scenes]
-        self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), WINDOW)
         self.contrast = ClipLoss(cache_labels=True)
         self.locked = recipe.train == "vision"
         self.fresh = self._batch(np.arange(FRESH), np.random.default_rng([recipe.seed, 2**40]))

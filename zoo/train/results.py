@@ -7,6 +7,7 @@ docs/adaptation.md are rendered from what `zoo.train.swap`, `zoo.train.adapters`
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def disagreements(root: Path) -> list[str]:
 
 def main() -> None:
     """Write all, in the checkout that is the current folder."""
+    argparse.ArgumentParser(prog="python -m zoo.train.results", description=__doc__).parse_args()
     for path in write(Path()):
         print(path)
 
