@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
@@ -59,8 +60,9 @@ def test_adapters_act_on_what_is_seen(tiny: Pipeline) -> None:
     """Those of the decoder too: otherwise the last frame would not be the picture."""
     vae = tiny.adaptable()["vae"].module
     lora = LoRA.build(vae, [Target(pattern="decoder.*", rank=2)])
+    source = torch.Generator().manual_seed(0)
     for parameter in lora.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=0.3, generator=source)
     tiny.load_lora({"vae": lora}, name="loud")
     try:
         result, (film,) = record(tiny, RED, n=1, steps=2, progress=False, adapters={"loud": 1.0})
@@ -69,7 +71,8 @@ def test_adapters_act_on_what_is_seen(tiny: Pipeline) -> None:
         tiny.unload("loud")
     assert not torch.equal(result.tensor, plain.tensor)
     assert film.frames[-1].clean is not None
-    assert film.frames[-1].clean.tobytes() == result.images[0].tobytes()
+    levels = [np.array(picture, int) for picture in (film.frames[-1].clean, result.images[0])]
+    assert np.abs(levels[0] - levels[1]).max() <= 1
 
 
 def test_every_stage_of_a_cascade_is_seen_at_its_own_size(imagen_folder: Path) -> None:

@@ -23,7 +23,6 @@ from zoo.diffusion.spacing import Grid, Point
 from zoo.interface import Step
 
 Noise = Callable[[int], Tensor]
-LEAP = 4.0  # in lambda: from noise that hides everything; the slopes at the two ends of so long a step are no average
 Sampler = Callable[[Predict, Tensor, Grid, Noise], Iterator[Step]]
 
 
@@ -43,6 +42,12 @@ def posterior(x: Tensor, x0: Tensor, a: Point, b: Point) -> tuple[Tensor, float]
     shrink = a.alpha * b.sigma / (a.sigma * b.alpha)  # e^(lambda_a - lambda_b)
     mean = shrink * b.sigma / a.sigma * x + (1 - shrink**2) * b.alpha * x0
     return mean, b.sigma * math.sqrt(1 - shrink**2)
+
+
+def leaps(a: Point, b: Point) -> bool:
+    """Whether a step leads out of all but pure noise to where there is something to see, as the cosine schedule's first
+    does: the slopes at the ends of so long a step have no average that means anything."""
+    return a.alpha < 0.02 and b.lambda_ - a.lambda_ >= 4
 
 
 def ddpm(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
@@ -90,7 +95,7 @@ def heun(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
     for i, a, b in grid.pairs():
         x0 = predict(x, a.t).x0
         end = transfer(x, x0, a, b)
-        if b.lambda_ - a.lambda_ < LEAP:  # it is infinite from pure noise, and to clean data
+        if b.sigma > 0 and not leaps(a, b):  # at a vanishing or infinite noise level there is no second slope
             slope = (epsilon(x, x0, a) + epsilon(end, predict(end, b.t).x0, b)) / 2
             end = b.alpha / a.alpha * x + (b.sigma - a.sigma * b.alpha / a.alpha) * slope
         x = end
@@ -191,11 +196,11 @@ def plms(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
     for i, a, b in grid.pairs():
         x0 = predict(x, a.t).x0
         slopes = [epsilon(x, x0, a), *slopes[:3]]
-        slope, leaps = _adams_bashforth(slopes), b.lambda_ - a.lambda_ >= LEAP
-        if i == 0 and not leaps:
+        slope = _adams_bashforth(slopes)
+        if i == 0 and b.sigma > 0 and not leaps(a, b):
             end = transfer(x, x0, a, b)
             slope = (slopes[0] + epsilon(end, predict(end, b.t).x0, b)) / 2
-        if i > 0 or not leaps:  # the epsilon of (almost) pure noise says nothing of x0
+        if not leaps(a, b):  # the epsilon of (almost) pure noise says nothing of x0
             x0 = (x - a.sigma * slope) / a.alpha
         x = b.alpha * x0 + b.sigma * slope
         yield Step(i, a.t, x, x0)
