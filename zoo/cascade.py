@@ -76,8 +76,7 @@ class Stage(nn.Module):
         """
         config = self.config
         asked = sampling or config.sampling
-        if config.text is None and asked.guidance != 1:
-            raise ValueError(unguided(config.name, asked.guidance))
+        check_guidance(config, asked)
         given = asked.augmentation if asked.augmentation is not None else config.sampling.augmentation
         level = torch.full((len(pictures),), given or 0.0)
         small = pictures.to(self.denoiser.device, torch.float32)
@@ -120,12 +119,17 @@ def condition(pictures: Tensor, level: Tensor, grain: Tensor, config: StageConfi
     return Conditioning(concat=alpha * large + sigma * grain, augmentation=level.to(pictures.device, torch.float32))
 
 
-def unguided(name: str, guidance: float) -> str:
-    """Why a stage cannot be guided: the message of an error."""
-    return (
-        f"stage {name!r} looks at the smaller picture alone and reads no text to be guided by: leave its guidance at 1 "
-        f"(got {guidance:g})"
-    )
+def check_guidance(config: StageConfig, sampling: Sampling) -> None:
+    """Only a stage that reads text is guided.
+
+    Raises:
+        ValueError: guidance of one that reads none.
+    """
+    if config.text is None and sampling.guidance != 1:
+        raise ValueError(
+            f"stage {config.name!r} looks at the smaller picture alone and reads no text to be guided by: leave its "
+            f"guidance at 1 (got {sampling.guidance:g})"
+        )
 
 
 def shrunk(pictures: Tensor, factor: int) -> Tensor:

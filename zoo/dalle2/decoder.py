@@ -23,6 +23,7 @@ from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
 from zoo.cascade import Stage
 from zoo.dalle2.keys import UNET
+from zoo.dalle2.moments import moments
 from zoo.dalle2.projection import ImageProjection, ImageProjectionConfig
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.sample import sample
@@ -131,11 +132,9 @@ class UnclipNetwork(nn.Module):
         Raises:
             ValueError: fewer than two of them.
         """
-        if len(embeddings) < 2:
-            raise ValueError(f"{len(embeddings)} embeddings have no deviation: give at least two")
-        exact = embeddings.double()
-        self.mean.copy_(exact.mean(0))
-        self.std.copy_(exact.std(0).clamp(min=1e-6))
+        mean, deviation = moments(embeddings)
+        self.mean.copy_(mean)
+        self.std.copy_(deviation)
 
     def null(self) -> Tensor:
         """What stands for no embedding, [1, embedding_width] in the units of CLIP; learned, at first the mean."""

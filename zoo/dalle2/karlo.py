@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
-from zoo.cascade import Stage, unguided
+from zoo.cascade import Stage, check_guidance
 from zoo.dalle2.decoder import FILE, UnclipDecoder, UnclipDecoderConfig, UnclipNetwork
 from zoo.diffusion.sample import sample
 from zoo.interface import Conditioning, NoiseSource, Observer, Sampling, TextFeatures
@@ -56,8 +56,7 @@ class KarloUpsampler(Stage):
                 with.
         """
         asked = sampling or self.config.sampling
-        if asked.guidance != 1:
-            raise ValueError(unguided(self.config.name, asked.guidance))
+        check_guidance(self.config, asked)
         if asked.augmentation:
             raise ValueError(
                 f"augmentation {asked.augmentation:g}: Karlo's upsampler trusts the smaller picture and has no port "

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from zoo.dalle2.moments import moments
 from zoo.dalle2.part import STAGE, PriorPart, PriorPartConfig
 from zoo.dalle2.transformer import CausalTransformer, SequenceConfig
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
@@ -98,11 +99,9 @@ class PriorTransformer(nn.Module):
         Raises:
             ValueError: fewer than two of them.
         """
-        if len(embeddings) < 2:
-            raise ValueError(f"{len(embeddings)} embeddings have no deviation: give at least two")
-        exact = embeddings.double()
-        self.mean.copy_(exact.mean(0, keepdim=True))
-        self.std.copy_(exact.std(0, keepdim=True).clamp(min=1e-6))
+        mean, deviation = moments(embeddings)
+        self.mean.copy_(mean)
+        self.std.copy_(deviation)
 
     def standardise(self, embeddings: Tensor) -> Tensor:
         """Embeddings [batch, embedding] in the units that the network works in, float32."""

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import Predict, guided
-from zoo.diffusion.samplers import epsilon
+from zoo.diffusion.samplers import epsilon, leaps
 from zoo.diffusion.spacing import Grid, Point, make_grid
 from zoo.interface import Conditioning, Observer, Sampling, Step
 
 REFINEMENTS = 3
-NOISE = 0.02  # alpha of what is as good as pure noise
 
 
 @torch.no_grad()
@@ -68,7 +67,7 @@ def walk(predict: Predict, x: Tensor, grid: Grid, refinements: int = REFINEMENTS
         ValueError: a grid of one step from pure noise, of which the data tell nothing.
     """
     for i, a, b in reversed(list(grid.pairs())):
-        if b.sigma == 0 and a.alpha < NOISE:
+        if b.sigma == 0 and leaps(a, b):
             raise ValueError("one step from pure noise to data cannot be gone back: take more steps")
         end, x0 = x, predict(x, a.t).x0
         x = _back(end, x0, end, a, b)

@@ -26,12 +26,12 @@ from zoo import tensors
 from zoo.clip import from_open_clip, to_open_clip
 from zoo.data.captions import Language, caption, partial, swapped
 from zoo.data.scenes import Description
-from zoo.text.tokenizer import Tokenizer
 from zoo.train import TrainingError
 from zoo.train.cache import SceneData, picked, scenes
 from zoo.train.facets import CrossAttentionProbe, LinearProbe, labels, misread
-from zoo.train.recipe import Recipe, RecipeError, Table
+from zoo.train.recipe import Recipe, Table
 from zoo.train.task import Batch, Image, Metrics, Task, to_float
+from zoo.train.tokenizer import trained
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
 FILE = "model.safetensors"
@@ -81,10 +81,7 @@ class ClipTask(Task[ClipRecipe]):
 
     def __init__(self, recipe: ClipRecipe, device: torch.device) -> None:
         super().__init__(recipe, device)
-        try:
-            self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), WINDOW)
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"tokenizer = {recipe.tokenizer} cannot be read: train recipes/tokenizer.toml") from error
+        self.tokenizer = trained(recipe.tokenizer, WINDOW)
         self.scenes = scenes(recipe.data)
         self.descriptions = [scene.describe() for scene in self.scenes.scenes]
         self.contrast = ClipLoss(cache_labels=True)

@@ -183,28 +183,14 @@ def _rerank(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
 
 
 def _priors(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
-    if not unclip_measures.is_dalle2(pipe):
-        return {}
     scored = unclip_measures.priors(folder, per_task=recipe.per_prior, heldout=recipe.heldout, prompts=recipe.examples)
     return {"priors": scored, "fed": unclip_measures.fed(pipe, recipe.fed)}
 
 
-def _variations(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
-    if not unclip_measures.is_dalle2(pipe):
-        return {}
-    return {"variations": unclip_measures.kept_in_variations(pipe, recipe.varied)}
-
-
 def _strips(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
-    if not unclip_measures.is_dalle2(pipe):
-        return {}
     seen, sheet = unclip_measures.strips(pipe)
     _write(sheet, folder / STRIPS)
     return {"strips": seen}
-
-
-def _inversion(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
-    return {"inversion": unclip_measures.inversion(pipe, recipe.inverted)} if unclip_measures.is_dalle2(pipe) else {}
 
 
 # What each finds, in the order in which they are made; nothing where a model has nothing of the kind.
@@ -222,11 +208,12 @@ MEASUREMENTS: Mapping[str, Callable[[Path, Pipeline, Measuring], Found]] = {
         "distances": distances(pipe, _clip(folder, pipe, recipe), recipe.scored)
     },
     "priors": _priors,
-    "variations": _variations,
+    "variations": lambda _, pipe, recipe: {"variations": unclip_measures.kept_in_variations(pipe, recipe.varied)},
     "strips": _strips,
-    "inversion": _inversion,
+    "inversion": lambda _, pipe, recipe: {"inversion": unclip_measures.inversion(pipe, recipe.inverted)},
     "rerank": _rerank,
 }
+OF_DALLE2 = ("priors", "variations", "strips", "inversion")  # which make sense for CLIP embeddings alone
 
 
 def measure(folder: Path, recipe: Measuring, what: Collection[str] = MEASUREMENTS) -> None:
@@ -236,7 +223,7 @@ def measure(folder: Path, recipe: Measuring, what: Collection[str] = MEASUREMENT
     """
     pipe = load(folder, device="cpu")
     for name in MEASUREMENTS:
-        if name in what:
+        if name in what and (name not in OF_DALLE2 or unclip_measures.is_dalle2(pipe)):
             found = MEASUREMENTS[name](folder, pipe, recipe)
             config = configs.read(folder)  # as it is by now: another process may measure something else
             weights.write_config(folder, config.model_copy(update={"results": config.results | found}))

@@ -103,6 +103,11 @@ class ShipRecipe(Measuring):
             raise ValueError(f"generator = {self.generator!r} is none of its variants: {', '.join(varied) or 'none'}")
         return self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """How tensors are stored."""
+        return torch.int8 if self.bits == 8 else torch.float16
+
     def sources(self, but: Collection[Role] = ()) -> list[Source]:
         """Where the parts come from, variants included, `but` those of some roles."""
         roles = [role for role in configs.ROLES if role not in but]
@@ -131,8 +136,8 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
             parts[role], variants[role] = before.part(role), before.variants.get(role, {})
             continue
         varied = recipe.variants.get(role, {})
-        variants[role] = {name: _part(folder, role, one, recipe.bits, name) for name, one in varied.items()}
-        parts[role] = variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.bits)
+        variants[role] = {name: _part(folder, role, one, recipe.dtype, name) for name, one in varied.items()}
+        parts[role] = variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.dtype)
     looks = parts["text_encoder"] if recipe.image_encoder else None
     if looks is not None and looks.shared is None:
         raise ValueError("image_encoder = true needs a text encoder that is part of a whole, shared CLIP")
@@ -211,7 +216,7 @@ def share(recipe: ShipRecipe) -> list[Path]:
     if not runs:
         raise ValueError(f"no part of {recipe.name} is a shared one")
     for name, run in runs.items():
-        _shared(recipe.out, run, name, recipe.bits)
+        _shared(recipe.out, run, name, recipe.dtype)
         story = json.loads((run / STORY).read_text("utf-8"))
         part = story["recipe"]["part"]
         for folder, config in _sharers(recipe.out, name):
@@ -221,15 +226,15 @@ def share(recipe: ShipRecipe) -> list[Path]:
     return [recipe.out / name for name in runs]
 
 
-def _shared(shelf: Path, run: Path, name: str, bits: int) -> list[str]:
+def _shared(shelf: Path, run: Path, name: str, dtype: torch.dtype) -> list[str]:
     """A whole CLIP, written into a folder of its own on the shelf; the names of its files."""
     with replacing(shelf / name) as temporary:
-        _, files = Clip.load(run).save(temporary, torch.int8 if bits == 8 else torch.float16)
+        _, files = Clip.load(run).save(temporary, dtype)
     _tell_sharers(shelf, name)
     return [file.as_posix() for file in files]
 
 
-def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | None = None) -> PartConfig:
+def _part(folder: Path, role: Role, source: Source, dtype: torch.dtype, variant: str | None = None) -> PartConfig:
     """A part's files, written into the model folder or the shared one, and its config."""
     if source.base is not None:
         base = configs.read(folder.parent / source.base)
@@ -242,9 +247,8 @@ def _part(folder: Path, role: Role, source: Source, bits: int, variant: str | No
         return part.model_copy(update={"shared": source.base, "lora": lora, "files": {**part.files, lora: held[lora]}})
     assert source.kind is not None  # so the recipe promises
     assert source.run is not None
-    dtype = torch.int8 if bits == 8 else torch.float16
     if source.shared is not None:
-        names = _shared(folder.parent, source.run, source.shared, bits)
+        names = _shared(folder.parent, source.run, source.shared, dtype)
         return weights.share_part(folder, folder.parent / source.shared, source.kind, source.arguments or {}, names)
     arguments = source.arguments
     if arguments is None:

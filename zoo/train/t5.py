@@ -29,10 +29,11 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5EncoderModel, T5Fo
 from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, ZH_SIDES, Language, caption, partial, plural
 from zoo.data.scenes import COLOURS, SHAPES, Description, random_scene
 from zoo.text import t5
-from zoo.text.tokenizer import FILE, Tokenizer
+from zoo.text.tokenizer import FILE
 from zoo.train.facets import ABSENT, CLASSES, CrossAttentionProbe, labels, misread
 from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Image, Metrics, Task
+from zoo.train.tokenizer import trained
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
 # What a caption says of its objects, and of where they lie: the words that only its meaning tells.
@@ -88,10 +89,7 @@ class T5Task(Task[T5Recipe]):
         super().__init__(recipe, device)
         if recipe.highest < recipe.corruption:
             raise RecipeError(f"highest = {recipe.highest} is below corruption = {recipe.corruption}: raise it")
-        try:
-            self.tokenizer = Tokenizer(recipe.tokenizer.read_bytes(), t5.LENGTH, begin=False)
-        except OSError as error:
-            raise RecipeError(f"tokenizer = {recipe.tokenizer} cannot be read: train recipes/tokenizer.toml") from error
+        self.tokenizer = trained(recipe.tokenizer, t5.LENGTH, begin=False)
         pieces = self.tokenizer.pieces
         spoken = [(word, 0.8) for word in NAMES] + [(word, 0.3) for word in SIDES]
         start = {pieces.piece_to_id("▁")}  # the mark of a word's beginning, which stands before any Chinese text

@@ -19,8 +19,9 @@ from pydantic import Field
 
 from zoo.data.captions import ZH_BACKGROUND, ZH_COLOUR, ZH_OBJECT, ZH_SIDES, ZH_STYLE, caption, swapped
 from zoo.data.scenes import random_scene
+from zoo.text.tokenizer import Tokenizer
 from zoo.train.checkpoint import replacing
-from zoo.train.recipe import Table
+from zoo.train.recipe import RecipeError, Table
 
 TRADITIONAL = dict(
     zip(
@@ -42,6 +43,18 @@ class TokenizerRecipe(Table):
     reserved: int = Field(64, ge=0)  # pieces <new0>, <new1> ... kept free for words that a user adds
     seed: int = 0
     out: Path = Path("runs/tokenizer")
+
+
+def trained(path: Path, window: int, *, begin: bool = True) -> Tokenizer:
+    """The tokenizer that a recipe names by its file.
+
+    Raises:
+        RecipeError: it is missing or damaged.
+    """
+    try:
+        return Tokenizer(path.read_bytes(), window, begin=begin)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"tokenizer = {path} cannot be read: train recipes/tokenizer.toml") from error
 
 
 def train(recipe: TokenizerRecipe) -> Path:
