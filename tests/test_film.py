@@ -137,3 +137,13 @@ def test_nothing_to_film(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="draws without steps"):
         Film(()).save(tmp_path / "film.gif")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_safety_checker_hides_is_not_filmed(tiny: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_only(*, images: torch.Tensor, clip_input: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
+        return images, [index == 0 for index in range(len(images))]
+
+    monkeypatch.setattr(tiny, "safety_checker", first_only)
+    result, films = record(tiny, RED, n=2, steps=2, progress=False)
+    assert result.unsafe == (True, False)
+    assert [len(film.frames) for film in films] == [0, 2]

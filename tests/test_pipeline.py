@@ -90,8 +90,9 @@ def test_prompt_guidance_and_negative_prompt_matter(draw: Draw) -> None:
 
 
 def test_a_negative_prompt_without_guidance_is_told_to_change_nothing(draw: Draw) -> None:
-    with pytest.warns(UnheededNegative, match="at guidance 1: expect it to change nothing"):
+    with pytest.warns(UnheededNegative, match="at guidance 1: expect it to change nothing") as told:
         led = draw(PINK, n=1, negative=RED, guidance=1.0)
+    assert told[0].filename == __file__, "it points at the call"
     assert same(led.tensor, draw(PINK, n=1, guidance=1.0).tensor)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnheededNegative)
@@ -143,6 +144,8 @@ def test_progress(draw: Draw, capsys: pytest.CaptureFixture[str]) -> None:
     assert not capsys.readouterr().err
     draw(PINK, n=1, progress=True)
     assert "3/3" in capsys.readouterr().err
+    draw(PINK, n=1, steps=10, image=torch.zeros(3, 32, 32), strength=0.4, progress=True)
+    assert "4/4" in capsys.readouterr().err
 
 
 def test_start_from_an_image(draw: Draw) -> None:
@@ -223,8 +226,16 @@ def test_parts_by_name_and_as_objects(shelf: Path, tiny: Pipeline, draw: Draw) -
     )
     assert taken.text_encoder is tiny.text_encoder
     assert same(taken(RED, n=1, progress=False).tensor, draw(RED, n=1).tensor)
+    assert taken.defaults == tiny.defaults, "a generator is sampled as its own model says"
     with pytest.raises(ValueError, match=r"int cannot be the decoder: it is no zoo.interface.Decoder"):
         zoo.load("tiny", device="cpu", decoder=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", [{"clip_skip": 1}, {"prediction": "v"}, {"variant": "fp16"}])
+def test_options_of_published_checkpoints_are_refused_elsewhere(shelf: Path, option: dict[str, object]) -> None:
+    (name,) = option
+    with pytest.raises(ValueError, match=f"nothing that is loaded here heeds {name}: leave it out"):
+        zoo.load("tiny", device="cpu", **option)  # type: ignore[arg-type]
 
 
 def test_devices_and_types(shelf: Path) -> None:
@@ -265,7 +276,30 @@ def test_saving(draw: Draw, tmp_path: Path) -> None:
     assert not set(other) & set(paths), "another call leaves them alone"
 
 
+def test_files_tell_what_a_call_began_with(draw: Draw, tmp_path: Path) -> None:
+    dark, light = torch.zeros(3, 32, 32), torch.ones(3, 32, 32)
+    upper = torch.zeros(32, 32)
+    upper[:16] = 1
+    begun: list[dict[str, object]] = [
+        {},
+        {"image": dark},
+        {"image": light},
+        {"image": dark, "mask": upper, "strength": 0.6},
+        {"image": dark, "mask": 1 - upper, "strength": 0.6},
+        {"noise": torch.zeros(1, 4, 8, 8)},
+        {"noise": torch.ones(1, 4, 8, 8)},
+    ]
+    made = [draw(RED, n=1, steps=1, **one) for one in begun]
+    assert len({path for result in made for path in result.save(tmp_path)}) == 2 * len(made)
+    assert made[0].given == ""
+    with Image.open(made[1].save(tmp_path)[0]) as image:
+        assert image.text["given"] == made[1].given  # type: ignore[attr-defined]
+
+
 def test_settings_make_the_image_again(draw: Draw) -> None:
     result = draw(RED, n=2, steps=4, sampler="ddim", eta=0.5, guidance=3.0, height=40)
     again = draw(result.prompts[1], n=1, seed=result.seeds[1], **result.settings)
     assert same(again.tensor, result.tensor[1:])
+    led = draw([RED, PINK], n=1, steps=2, negative=["a star", ""])
+    again = draw(led.prompts[0], n=1, seed=led.seeds[0], negative=led.negatives[0], **led.settings)
+    assert same(again.tensor, led.tensor[:1])

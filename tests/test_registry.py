@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import zoo
 from zoo import registry
+from zoo.app.edit import able
+from zoo.app.models import Models
+from zoo.cli.shared import app
 
 
 def test_listing_and_wildcards(shelf: Path) -> None:
@@ -47,3 +52,14 @@ def test_card(shelf: Path) -> None:
     assert card == (shelf / "tiny" / "README.md").read_text("utf-8")
     with pytest.raises(ValueError, match="unknown model"):
         zoo.card("tinny")
+
+
+def test_one_damaged_model_hides_no_other(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"format": 1}')
+    monkeypatch.setenv("ZOO_MODELS", os.pathsep.join([str(tmp_path), str(shelf)]))
+    listed = CliRunner().invoke(app, ["list"])
+    assert listed.exit_code == 0
+    assert "broken\tcannot be read: " in listed.output
+    assert "tiny\t" in listed.output
+    assert able(Models(["broken", "tiny"], device="cpu")) == []

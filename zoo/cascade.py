@@ -76,9 +76,9 @@ class Stage(nn.Module):
         """
         config = self.config
         asked = sampling or config.sampling
-        check_guidance(config, asked)
-        given = asked.augmentation if asked.augmentation is not None else config.sampling.augmentation
-        level = torch.full((len(pictures),), given or 0.0)
+        self.check(asked)
+        given = self.level(asked)
+        level = torch.full((len(pictures),), given)
         small = pictures.to(self.denoiser.device, torch.float32)
         batch, channels, height, width = small.shape
         shape = (batch, channels, height * config.factor, width * config.factor)
@@ -97,6 +97,24 @@ class Stage(nn.Module):
         )
         return consistent(made, small) if config.consistent else made
 
+    def check(self, sampling: Sampling) -> None:
+        """Whether it can be sampled so.
+
+        Raises:
+            ValueError: guidance of a stage that reads no text, or an augmentation outside [0, 1].
+        """
+        if self.config.text is None and sampling.guidance != 1:
+            raise ValueError(
+                f"stage {self.config.name!r} looks at the smaller picture alone and reads no text to be guided by: "
+                f"leave its guidance at 1 (got {sampling.guidance:g})"
+            )
+        check_level(torch.tensor([self.level(sampling)]))
+
+    def level(self, sampling: Sampling) -> float:
+        """How much noise the smaller picture gets: what is asked for, or the stage's own."""
+        asked, own = sampling.augmentation, self.config.sampling.augmentation
+        return (own or 0.0) if asked is None else asked
+
     def _text(self, text: TextFeatures) -> dict[str, Tensor | None]:
         return {} if self.config.text is None else {"tokens": text.tokens, "mask": text.mask}
 
@@ -110,8 +128,7 @@ def condition(pictures: Tensor, level: Tensor, grain: Tensor, config: StageConfi
     Raises:
         ValueError: a level outside [0, 1].
     """
-    if not bool(((level >= 0) & (level <= 1)).all()):
-        raise ValueError(f"the augmentation level lies in [0, 1] (0 trusts the smaller picture), got {level.tolist()}")
+    check_level(level)
     schedule, corners = config.augmentation_schedule, config.align_corners
     times = (level.double().cpu() * schedule.steps).clamp(max=schedule.steps - 1)
     alpha, sigma = (part.to(pictures).view(-1, 1, 1, 1) for part in schedule.at(times))
@@ -119,17 +136,10 @@ def condition(pictures: Tensor, level: Tensor, grain: Tensor, config: StageConfi
     return Conditioning(concat=alpha * large + sigma * grain, augmentation=level.to(pictures.device, torch.float32))
 
 
-def check_guidance(config: StageConfig, sampling: Sampling) -> None:
-    """Only a stage that reads text is guided.
-
-    Raises:
-        ValueError: guidance of one that reads none.
-    """
-    if config.text is None and sampling.guidance != 1:
-        raise ValueError(
-            f"stage {config.name!r} looks at the smaller picture alone and reads no text to be guided by: leave its "
-            f"guidance at 1 (got {sampling.guidance:g})"
-        )
+def check_level(level: Tensor) -> None:
+    """Raises ValueError unless all augmentation levels lie in [0, 1]."""
+    if not bool(((level >= 0) & (level <= 1)).all()):
+        raise ValueError(f"the augmentation level lies in [0, 1] (0 trusts the smaller picture), got {level.tolist()}")
 
 
 def shrunk(pictures: Tensor, factor: int) -> Tensor:

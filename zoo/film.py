@@ -102,6 +102,8 @@ def record(
 ) -> tuple[Result, list[Film]]:
     """What `pipe(prompts, **settings)` draws, and a film of each picture; they are made one at a time.
 
+    Of a picture that the pipeline's safety checker found unsafe the film is empty.
+
     Raises:
         ValueError: as in a call of the pipeline.
     """
@@ -113,7 +115,7 @@ def record(
 
     result = pipe(prompts, callback=observe, **{**settings, "batch": 1})
     films = [Film(tuple(frames)) for frames in recorder.reels] or [Film(())] * len(result)
-    return result, films
+    return result, [Film(()) if i < len(result.unsafe) and result.unsafe[i] else film for i, film in enumerate(films)]
 
 
 class _Recorder:

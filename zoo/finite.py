@@ -7,13 +7,14 @@ when it is first called, which reads them anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def finite(tensor: Tensor) -> bool:
@@ -32,10 +33,16 @@ class Unread:
 
     def __init__(self) -> None:
         self._tensors: list[tuple[str, Mapping[str, Tensor]]] = []
+        self._checking = threading.Lock()  # one thread reads them, others that came meanwhile wait for what it finds
 
     def add(self, source: str | Path, tensors: Mapping[str, Tensor]) -> None:
         """Remember to look at these."""
         self._tensors.append((str(source), tensors))
+
+    def keep(self, modules: Iterable[nn.Module]) -> None:
+        """Let go of files of which these modules hold nothing."""
+        held = {t.data_ptr() for module in modules for t in (*module.parameters(), *module.buffers())}
+        self._tensors = [one for one in self._tensors if any(t.data_ptr() in held for t in one[1].values())]
 
     def check(self) -> None:
         """Look at all of them; those that are in order are let go.
@@ -43,13 +50,14 @@ class Unread:
         Raises:
             ValueError: some are not finite; the message names all of a source.
         """
-        while self._tensors:
-            source, tensors = self._tensors[0]
-            if names := broken(tensors):
-                raise ValueError(
-                    f"{source} holds NaN or infinity ({len(names)}): {', '.join(names)}. Fetch or write it again"
-                )
-            self._tensors = [rest for rest in self._tensors if rest[1] is not tensors]
+        with self._checking:
+            while self._tensors:
+                source, tensors = self._tensors[0]
+                if names := broken(tensors):
+                    raise ValueError(
+                        f"{source} holds NaN or infinity ({len(names)}): {', '.join(names)}. Fetch or write it again"
+                    )
+                del self._tensors[0]
 
 
 _LATER: ContextVar[Unread | None] = ContextVar("later", default=None)

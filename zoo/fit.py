@@ -87,7 +87,7 @@ def _representation_faults(given: RepresentationSpec, needed: RepresentationSpec
     pairs = list(zip(given.shape, needed.shape, strict=False))
     if len(given.shape) != len(needed.shape) or any(a != b and a is not None and b is not None for a, b in pairs):
         return [f"the shape is {_shape(given.shape)}, {_shape(needed.shape)} is needed"]
-    if given.space != needed.space:
+    if needed.space not in (given.space, ANY):
         return [f"the sizes agree, but the {given.kind} space is {given.space}, and {needed.space} is needed"]
     return []
 

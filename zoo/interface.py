@@ -77,14 +77,14 @@ class Sampling:
     """How one diffusion stage is sampled. Lower `steps` is faster; `guidance` 1 means off."""
 
     steps: int = 20
-    sampler: str = "dpmpp_2m"
-    spacing: str = "trailing"
+    sampler: str = "dpmpp_2m"  # one of `zoo.diffusion.samplers.SAMPLERS`
+    spacing: str = "trailing"  # of the times of its steps: see `zoo.diffusion.spacing.make_grid`
     guidance: float = 1.0
     rescale: float = 0.0  # 0 off, 0.7 as published (arXiv 2305.08891)
     interval: tuple[float, float] | None = None  # sigma/alpha range in which guidance acts (arXiv 2404.07724)
     threshold: float | None = None  # None off, 1.0 static clipping, below 1 the quantile of dynamic thresholding
     cap: float | None = None  # the most that dynamic thresholding divides by; None is no bound
-    eta: float = 0.0
+    eta: float = 0.0  # the share of noise that DDIM adds again in each step, in [0, 1]
     augmentation: float | None = None  # noise in [0, 1] on the picture that a stage enlarges; None is the stage's own
 
 

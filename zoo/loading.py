@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, cast, runtime_checkable
 
 import torch
+from torch import nn
 
 from zoo import config as configs
 from zoo import published, registry, weights
 from zoo.adapt.files import Shipped
-from zoo.call.abilities import ImageEncoder, OneSize
+from zoo.call.abilities import ImageEncoder, OneSize, Shaped
 from zoo.config import ModelConfig, Role
 from zoo.finite import checked_later
 from zoo.interface import Decoder, Generator, Sampling, TextEncoder
@@ -52,6 +53,13 @@ FAMILIES = {
 }
 SINGLE_FILES = "zoo.stable_diffusion.pretrained"  # whose `load_file` reads files that hold a whole model
 
+# Where models are, and which of `load`'s options say how they are read there.
+HEEDED = {
+    "a model folder of the zoo": (),
+    "a diffusers folder": ("variant", "clip_skip"),
+    "a single file": ("prediction", "clip_skip"),
+}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -62,12 +70,24 @@ class Reading:
     prediction: Target | None
     clip_skip: int
 
+    def refuse_unheeded(self, places: Iterable[Path]) -> None:
+        """What was asked for is heeded by one of the places at least that parts come from.
+
+        Raises:
+            ValueError: it is not.
+        """
+        heeded = {option for place in places for option in HEEDED[_kind(place)]}
+        asked = {"variant": self.variant, "prediction": self.prediction, "clip_skip": self.clip_skip}
+        if unheeded := [option for option, value in asked.items() if value and option not in heeded]:
+            takes = "; ".join(f"{kind}: {', '.join(options) or 'none'}" for kind, options in HEEDED.items())
+            raise ValueError(f"nothing that is loaded here heeds {', '.join(unheeded)}: leave it out ({takes})")
+
 
 @runtime_checkable
-class Enlargeable(Protocol):
+class Enlargeable(Shaped, Protocol):
     """A generator whose pictures a decoder may enlarge."""
 
-    def enlarged(self, factor: int) -> Generator: ...
+    def enlarged(self, factor: int) -> Self: ...
 
 
 class Source(Protocol):
@@ -110,16 +130,19 @@ def load(
     declares, by another model's part ("other-model/generator"), or by a part object.
 
     Published checkpoints are folders in the diffusers layout and original single files (.safetensors, .ckpt; nothing in
-    a pickle is run). Stage II of DeepFloyd IF is a decoder for stage I, decoder="if-ii-l/decoder". variant: such as
-    "fp16", the files to take where there are any. revision: of a hub id, a branch, tag or commit. prediction: "epsilon"
-    or "v", for single files that do not tell. clip_skip: layers of a CLIP text tower to leave out at its end.
+    a pickle is run). Stage II of DeepFloyd IF is a decoder for stage I, decoder="if-ii-l/decoder". variant: of a
+    diffusers folder, such as "fp16", the files to take where there are any. revision: of a hub id, a branch, tag or
+    commit. prediction: "epsilon" or "v", for single files that do not tell. clip_skip: layers of a published CLIP text
+    tower to leave out at its end. How it is sampled by default, and how large, is said by the model that the generator
+    comes from.
 
     safety_checker: None, "published" for the checkpoint's own, or a callable (see `zoo.safety`).
 
     Files in the precision that is wanted are mapped, not read: whether they hold NaN is seen by the first call.
 
     Raises:
-        ValueError: no such model, part or device, damaged files, or parts that do not fit each other.
+        ValueError: no such model, part or device, damaged files, parts that do not fit each other, or an option that
+            nothing here heeds.
     """
     how = Reading(dtype, variant, prediction, clip_skip)
     checked = safety_checker == "published"
@@ -129,24 +152,27 @@ def load(
     parts: dict[Role, object] = {}
     looks: object = None  # comes with the decoder; beside a decoder object it is the caller's to set
     with checked_later() as unread:
-        source = _source(place, how)
+        source = sampled = _source(place, how)
+        sources = {place: source}
         for role, choice in chosen.items():
             parts[role] = choice
             if choice is None or isinstance(choice, str):
-                owner, name = _owner(source, role, choice, how)
+                owner, name = _owner(source, role, choice, how, sources)
                 parts[role] = owner.part(role, name)
                 looks = owner.looks() if role == "decoder" else looks
+                sampled = owner if role == "generator" else sampled
                 labels[role] = choice if choice and "/" in choice else f"{source.name}/{choice or role}"
-    made: object = parts["generator"]
-    size: tuple[int, int] | None = source.size
-    if decoder is not None:
+    how.refuse_unheeded(sources)
+    unread.keep(part for part in (*parts.values(), looks) if isinstance(part, nn.Module))
+    made, size = parts["generator"], sampled.size
+    if generator is not None or decoder is not None:
         made, size = _enlarged(made, parts["decoder"], size)
     pipeline = Pipeline(
         cast(TextEncoder, parts["text_encoder"]),  # Pipeline checks what they are
         cast(Generator, made),
         cast(Decoder, parts["decoder"]),
         name=source.name,
-        defaults=source.defaults,
+        defaults=sampled.defaults,
         size=size,
         labels=labels,
         image_encoder=cast("ImageEncoder | None", looks),
@@ -228,6 +254,14 @@ class PublishedModel:
         return {}
 
 
+def _kind(place: Path) -> str:
+    """Which of `HEEDED` a place is."""
+    own, folder, file = HEEDED
+    if place.is_file():
+        return file
+    return folder if published.inside(place, INDEX).is_file() else own
+
+
 def _source(place: Path, how: Reading) -> Source:
     options = {"clip_skip": how.clip_skip} if how.clip_skip else {}
     dtype = how.dtype or torch.float32
@@ -245,21 +279,26 @@ def _source(place: Path, how: Reading) -> Source:
     return PublishedModel(module.load_folder(place, variant=how.variant, dtype=dtype, **options))
 
 
-def _owner(source: Source, role: Role, choice: str | None, how: Reading) -> tuple[Source, str | None]:
-    """The model that a part comes from, and the variant of the part."""
+def _owner(
+    source: Source, role: Role, choice: str | None, how: Reading, sources: dict[Path, Source]
+) -> tuple[Source, str | None]:
+    """The model that a part comes from, and the variant of the part. `sources` are those that were read already."""
     if choice is None or "/" not in choice:
         return source, choice
     model, _, name = choice.rpartition("/")
-    return _source(registry.find(model), how), None if name == role else name
+    place = registry.find(model, variant=how.variant)
+    if place not in sources:
+        sources[place] = _source(place, how)
+    return sources[place], None if name == role else name
 
 
-def _enlarged(
-    generator: object, decoder: object, size: tuple[int, int] | None
-) -> tuple[object, tuple[int, int] | None]:
-    """A generator with a decoder that is not its own: how much that one enlarges, and the size of picture if known."""
+def _enlarged(generator: object, decoder: object, size: tuple[int, int]) -> tuple[object, tuple[int, int]]:
+    """A generator with a decoder that is not its own: how much that one enlarges, and the size of picture."""
     if isinstance(decoder, OneSize):
         return generator, decoder.size
     factor = getattr(decoder, "factor", None)
     if not isinstance(generator, Enlargeable) or not isinstance(factor, int):
         return generator, size
-    return generator.enlarged(factor), None
+    larger = generator.enlarged(factor)
+    _, height, width = larger.shape(None)
+    return larger, (height * factor, width * factor)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from zoo.adapt.adapters import Adapters, Choice, Chosen
 from zoo.adapt.adaptive import Adaptive
 from zoo.adapt.files import Shipped
 from zoo.arguments import Picture, as_negatives, as_prompts, as_seeds
-from zoo.call.abilities import ImageEncoder, Inpainting, Mapped, Negatable, Shaped, Staged
+from zoo.call.abilities import ImageEncoder, Inpainting, Mapped, Negatable, Shaped, Staged, Stepless
 from zoo.call.inputs import layout_of, start_of
 from zoo.call.settings import check_noise, sampling_of, size_of, stages_of
 from zoo.config import Role
@@ -26,7 +26,7 @@ from zoo.diffusion.noise import GivenNoise, ImageNoise
 from zoo.finite import Unread
 from zoo.fit import check_fit, check_image_encoder
 from zoo.interface import Decoder, Generator, Init, NoiseSource, Observer, Sampling, Step, TextEncoder, TextFeatures
-from zoo.result import Result
+from zoo.result import Result, mark_of
 from zoo.safety import SafetyChecker
 from zoo.safety import check as check_safety
 
@@ -103,8 +103,9 @@ class Pipeline(Adaptive):
         Raises:
             ValueError: a file holds NaN or infinity; the message names the tensors.
         """
-        if self.unread is not None:
-            self.unread.check()
+        unread = self.unread  # which another thread's first call may let go of meanwhile
+        if unread is not None:
+            unread.check()
             self.unread = None
 
     def looked_over(self, images: Tensor) -> tuple[Tensor, tuple[bool, ...]]:
@@ -168,8 +169,9 @@ class Pipeline(Adaptive):
         one for each image of the call (prompt by prompt), {} for none; None are those with a word of their own, for the
         prompts that say it; they act on text, negative prompt and picture alike, but not
         when image= is encoded. batch: images made at once.
-        callback(stage, step): called after each step; True ends the batch early with what it has. For the rest see
-        `zoo.interface.Sampling`; None takes the model's default.
+        callback(stage, step): called after each step of a batch; True ends that stage of the batch early with what it
+        has, and later stages go on. For the rest see `zoo.interface.Sampling`; None takes the model's default. Of
+        these, generators without a sampler (`zoo.call.abilities.Stepless`) heed the guidance alone.
 
         Raises:
             ValueError: no prompts, a prompt longer than the text encoder's window, a setting that cannot be, or, at the
@@ -199,11 +201,12 @@ class Pipeline(Adaptive):
             },
         )
         chain = self.stages(stages, augmentation)
-        if any(against) and all(how.guidance == 1 for how in (sampling, *chain.values())):
+        guided = (sampling, *chain.values()) if self.decoder.needs_text is not None else (sampling,)
+        if any(against) and all(how.guidance == 1 for how in guided):
             warnings.warn(
                 f"nothing leads {self.name} away from a negative prompt at guidance 1: expect it to change nothing",
                 UnheededNegative,
-                stacklevel=2,
+                stacklevel=3,  # the caller of what torch.no_grad() has wrapped
             )
         chosen = self._adapters.choose(adapters, asked, count)
         size = size_of(self.generator, self.decoder, self.name, self.size, height, width)
@@ -233,10 +236,14 @@ class Pipeline(Adaptive):
                 made = self.decoder.decode(representation, features, nothing, source, chained, observe=observe)
             return made.float().cpu()
 
-        total = -(-count // batch) * sum(how.steps for how in (sampling, *chain.values()))
+        first: dict[str, Any] = asdict(sampling)
+        if isinstance(self.generator, Stepless):
+            first = {"guidance": sampling.guidance, "steps": self.generator.own_steps}
+        walked = first["steps"] if start is None else max(1, round(first["steps"] * start.strength))
+        total = -(-count // batch) * (walked + sum(how.steps for how in chain.values()))
         with _observer(progress, callback, total) as observe:
             images = torch.cat([_in_memory(make, rows, observe) for rows in torch.arange(count).split(batch)])
-        settings = asdict(sampling) | {"height": images.shape[-2], "width": images.shape[-1]}
+        settings = first | {"height": images.shape[-2], "width": images.shape[-1]}
         if chain:
             settings |= {"stages": {stage: asdict(how) for stage, how in chain.items()}}
         if start is not None:
@@ -248,7 +255,9 @@ class Pipeline(Adaptive):
         each = [(asked[i], against[i]) for i in owner]
         name = self.name + self._adapters.label()
         said, avoided = tuple(p for p, _ in each), tuple(a for _, a in each)
-        return Result(images, said, tuple(seeds), settings, name, avoided, unsafe)
+        began = {} if start is None else {"image": start.data, "mask": start.mask}
+        given = mark_of(**began, layout=painted, noise=noise)
+        return Result(images, said, tuple(seeds), settings, name, avoided, unsafe, given)
 
     def _features(self, texts: Sequence[str], owner: Tensor, chosen: Chosen) -> tuple[TextFeatures, Tensor]:
         """Each text, once for every choice of adapters that its images make, and which is whose: [images]."""

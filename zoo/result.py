@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -24,8 +25,9 @@ SettingsT = Mapping[str, object]
 class Result:
     """Images [batch, 3, height, width] in [0, 1], float32 on the CPU, prompt by prompt; image i has `seeds[i]`.
 
-    `pipe(prompts[i], n=1, seed=seeds[i], **settings)` makes image i again; where `settings["adapters"]` is a list, each
-    image having its own, it is the i-th of them.
+    `pipe(prompts[i], n=1, seed=seeds[i], negative=negatives[i], **settings)` makes image i again; where
+    `settings["adapters"]` is a list, each image having its own, it is the i-th of them. `given` is a mark of the
+    picture, mask, layout or noise that the call began with, which have to be given again; "" if there was none.
     """
 
     tensor: Tensor
@@ -35,6 +37,7 @@ class Result:
     model: str = ""
     negatives: tuple[str, ...] = field(default=())
     unsafe: tuple[bool, ...] = field(default=())  # what the pipeline's safety checker found, if it has one
+    given: str = ""
 
     def __repr__(self) -> str:
         return f"Result({len(self)} images {list(self.tensor.shape[1:])} by {self.model}, seeds {list(self.seeds)})"
@@ -54,9 +57,10 @@ class Result:
     def save(self, folder: str | os.PathLike[str], *, sheet: Image.Image | None = None) -> list[Path]:
         """Write every image and a contact sheet, or the sheet that is given, as PNG; returns the paths, the sheet last.
 
-        Names tell prompt and seed and end in a mark of model and settings: the same call writes the same names and
-        different ones never overwrite each other. Every PNG holds `prompt`, `negative`, `model`, `seed` and `settings`
-        (JSON) as text. A file appears under its name only when it is whole.
+        Names tell prompt and seed and end in a mark of model, settings and what was given: the same call writes the
+        same names and different ones never overwrite each other. Every PNG holds `prompt`, `negative`, `model`,
+        `seed`, `settings` (JSON) and, where it is not empty, `given` as text. A file appears under its name only when
+        it is whole.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,7 @@ class Result:
         for index, (image, prompt, seed) in enumerate(zip(self.images, self.prompts, self.seeds, strict=True)):
             negative = self.negatives[index] if self.negatives else ""
             facts = {"prompt": prompt, "negative": negative, "model": self.model, "seed": seed}
+            facts |= {"given": self.given} if self.given else {}
             mark = _mark(facts | {"settings": self.settings})
             path = target / f"{_slug(prompt)}-seed{seed}-{mark}.png"
             _write(image, path, facts | {"settings": json.dumps(self.settings)})
@@ -91,6 +96,16 @@ def _write(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def mark_of(**tensors: Tensor | None) -> str:
+    """Twelve hexadecimal digits that tell these tensors from others; "" if there are none."""
+    there = {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor is not None}
+    digest = hashlib.sha256()
+    for name, tensor in there.items():
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12] if there else ""
 
 
 def _mark(value: Mapping[str, object] | Sequence[object]) -> str:

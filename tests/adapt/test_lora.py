@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -320,3 +322,13 @@ def test_a_lora_begins_as_one_of_a_lower_rank() -> None:
         small.begin_as(large)
     with pytest.raises(ValueError, match="there is none here"):
         LoRA.build(network, ["0"]).begin_as(LoRA.build(network, ["*"]))
+
+
+def test_what_is_merged_goes_with_its_module() -> None:
+    module = nn.Sequential(nn.Linear(4, 4))
+    injection = inject(module, shaken(LoRA.build(module, [Target(pattern="*", rank=2)])), "mine")
+    injection.merge()
+    alive = weakref.ref(module[0])
+    del module, injection
+    gc.collect()
+    assert alive() is None

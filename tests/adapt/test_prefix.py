@@ -15,6 +15,7 @@ from zoo.adapt.lora import LoRA
 from zoo.adapt.lora import inject as inject_lora
 from zoo.adapt.prefix import Prefix, inject
 from zoo.nn.attention import Attention, attend
+from zoo.nn.text import TextAttention, TextNorm
 
 Build = Callable[[object], nn.Module]
 
@@ -166,3 +167,15 @@ def test_what_does_not_fit(parts, build: Build, tmp_path: Path) -> None:
     save_file(stored, path)
     with pytest.raises(ValueError, match="no prefix written by zoo"):
         Prefix.load(path)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_it_begins_with_what_an_attention_makes_of_text(norm: TextNorm) -> None:
+    torch.manual_seed(0)
+    attention = TextAttention(8, heads=2, head_width=4, groups=2, eps=1e-5, context_width=6, text_norm=norm)
+    text = torch.randn(3, 6)
+    prefix = Prefix.build(nn.ModuleDict({"attention": attention}), ["attention"], length=3, features=text)
+    with torch.no_grad():
+        normed = attention._normed(text[None])
+        expected = torch.cat([attention.text_k(normed), attention.text_v(normed)])  # type: ignore[misc]
+    assert torch.equal(prefix.layers["attention"].pairs, expected)

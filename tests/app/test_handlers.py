@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.app.conftest import write_lora
+from zoo.app import draw
 from zoo.app.handlers import Handlers
 from zoo.app.models import Models
 from zoo.app.page import build
@@ -113,6 +114,11 @@ def test_adapters_that_visitors_bring(
     assert not torch.equal(drawn[0].tensor, drawn[1].tensor)
     (name,) = drawn[0].settings["adapters"]  # type: ignore[misc]
     assert name.startswith("style-")
+    many = [str(mine)] * draw.ADAPTERS
+    with pytest.raises(gr.Error, match="5 adapters are chosen, but at most 4"):
+        handlers.bring(str(yours), [], many)
+    with pytest.raises(gr.Error, match="at most 4"):
+        next(handlers.draw(["tiny"], RED, steps="1", film=False, adapters=[*many, str(yours)]))
     broken = tmp_path / "c" / "broken.safetensors"
     broken.parent.mkdir()
     broken.write_bytes(b"no tensors")

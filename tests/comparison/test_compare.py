@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import zoo
+from tests.gan.conftest import write_gan
 from zoo import cli
 from zoo.adapt.formats import write
 from zoo.adapt.lora import LoRA
@@ -114,6 +115,15 @@ def test_equal_time(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("1.2 s of tiny@ddim; at most 0% apart" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("equal", ["steps", "time"])
+def test_a_generator_without_a_sampler_keeps_its_step(
+    equal: run.Equal, shelf: Path, tmp_path: Path, vocabulary: bytes
+) -> None:
+    found = zoo.compare(["tiny", write_gan(tmp_path / "gan", vocabulary)], "a star", equal=equal, **QUICK)  # type: ignore[arg-type]
+    assert found.rows[1].settings["steps"] == 1
+    assert table.shown(found.rows[1])[:2] == ["–", "1"]
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions for the windows of these models, which are too short for true ones."""
@@ -194,6 +204,8 @@ def test_prompts_that_clip_cannot_score(shelf: Path) -> None:
         (["tiny"], {"inception": "x.pth", "scored": 8}, "no Inception weights at 'x.pth'"),
         (["tiny"], {"language": "fr"}, "language must be one of en, zh"),
         (["tiny"], {"repeats": 0}, "repeats=0"),
+        (["tiny"], {"negative": ["a star"]}, "negative is given for each prompt"),
+        (["tiny"], {"noise": torch.zeros(1, 4, 8, 8)}, "noise is that of some pictures"),
         (["tiny"], {"n": 0}, "n must be at least 1"),
         (["tiny+nothing.safetensors"], {}, "tiny.nothing.safetensors: there is no adapter"),
         (["wide[generator=tiny/generator]"], {}, "wide.generator=tiny/generator.: "),

@@ -69,6 +69,8 @@ def test_variations_share_a_meaning_and_nothing_else(made: Pipeline) -> None:
     assert result.seeds == (5, 6, 7)
     assert off(variations(made, picture(0), 1, seed=6).tensor[0], result.tensor[1]) < 1e-5
     assert off(variations(made, picture(1), 3, seed=5).tensor, result.tensor) > 1e-3
+    assert variations(made, picture(0), seed=[7, 5]).seeds == (7, 5)
+    assert off(variations(made, picture(0), seed=[7, 5]).tensor[1], result.tensor[0]) < 1e-5
     assert result.settings["edit"] == "variations"
     assert result.model == "tiny"
 

@@ -20,6 +20,7 @@ from zoo.diffusion import published
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.noise import GivenNoise
 from zoo.diffusion.sample import sample
+from zoo.diffusion.samplers import SAMPLERS, ddpm, dpmpp_2m_sde, euler_ancestral, lcm
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import Conditioning, Init, Sampling
 
@@ -175,6 +176,17 @@ def test_options_of_other_schedulers_change_nothing() -> None:
     """As in the published Stable Diffusion 2.1."""
     said: dict[str, object] = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.8.0", **SD, "steps_offset": 1}
     assert published.read({**said, "skip_prk_steps": True, "trained_betas": None}) == published.read(said)
+
+
+def test_samplers_that_add_noise_leave_none_in_the_picture() -> None:
+    """Stable Diffusion 1 ends its own PLMS at the least noise, which another sampler's last step would add."""
+    read = published.read({"_class_name": "PNDMScheduler", **SD, **PLMS, "set_alpha_to_one": False})
+    for sampler in SAMPLERS:
+        grid = published.grid_of(read.convention, read.schedule, Sampling(5, sampler, published.SPACING))
+        assert grid is not None
+        assert (float(grid.sigma[-1]) == 0) == (sampler in published.NOISY), sampler
+    drawn = {sampler for sampler in SAMPLERS if SAMPLERS[sampler] in (ddpm, euler_ancestral, dpmpp_2m_sde, lcm)}
+    assert drawn == set(published.NOISY)
 
 
 def test_the_pipeline_may_name_another_class_than_the_file() -> None:

@@ -52,8 +52,11 @@ def discriminator(seed: int = 3) -> Discriminator:
 @pytest.fixture(scope="session")
 def gan_folder(tmp_path_factory: pytest.TempPathFactory, vocabulary: bytes) -> Path:
     """The model folder of it."""
+    return write_gan(tmp_path_factory.mktemp("models") / "tiny-gan", vocabulary)
+
+
+def write_gan(folder: Path, vocabulary: bytes) -> Path:
     encoder = text_encoder(vocabulary)
-    folder = tmp_path_factory.mktemp("models") / "tiny-gan"
     parts = (encoder, generator(encoder.produces), CascadeDecoder())
     save_model(folder, *parts, family="GAN", resolution=(SIDE, SIDE), defaults={"steps": 1})
     return folder

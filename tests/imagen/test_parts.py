@@ -120,13 +120,19 @@ def test_a_stage_is_sampled_as_the_call_says(draw: Draw) -> None:
         ({"stages": [{"steps": 1}]}, r"by the stages' names \(first, second\)"),
         ({"stages": {"first": 4}}, "settings of stage 'first' are given by name"),
         ({"augmentation": 1.5}, "augmentation level lies in"),
+        ({"stages": {"second": {"guidance": 3.0}}}, "'second' looks at the smaller picture alone"),
+        ({"stages": {"second": {"threshold": 3.0}}}, "threshold is a quantile"),
+        ({"rescale": 2.0}, "rescale is a share"),
         ({"layout": Image.new("L", (32, 32))}, "takes no layout"),
         ({"height": 30}, "multiples of 8; the nearest is 32 x 32"),
     ],
 )
 def test_wrong_settings_are_told(draw: Draw, settings: dict[str, object], message: str) -> None:
+    def never(stage: str, step: Step) -> bool:
+        pytest.fail("something was drawn before it was refused")
+
     with pytest.raises(ValueError, match=message):
-        draw(PINK, n=1, **settings)
+        draw(PINK, n=1, callback=never, **settings)
 
 
 def test_models_without_stages_say_so(vocabulary: bytes) -> None:

@@ -232,7 +232,7 @@ def test_what_the_folders_say_is_the_default(pipe: Pipeline, both: Pipeline) -> 
     assert isinstance(pipe.decoder, CascadeDecoder)
     assert not pipe.decoder.stages
     assert pipe.generator.produces.kind == "pixels"
-    assert (pipe.size, both.size) == ((SIDE, SIDE), None)
+    assert (pipe.size, both.size) == ((SIDE, SIDE), (4 * SIDE, 4 * SIDE))
     enlarging = both.decoder.defaults["super-resolution"]  # type: ignore[attr-defined]
     assert (enlarging.steps, enlarging.guidance, enlarging.threshold, enlarging.cap) == (50, 4.0, 1.0, None)
     assert enlarging.augmentation == 0.25
@@ -280,6 +280,9 @@ def test_pictures_of_both_stages(both: Pipeline, one: Stage, two: Stage, monkeyp
     same_pictures(found.tensor, expected)
     wide = both("a cat", n=1, height=2 * SIDE, width=4 * SIDE, steps=1, stages={stage: {"steps": 1}}, progress=False)
     assert wide.tensor.shape[-2:] == (2 * SIDE, 4 * SIDE)
+    large = torch.rand(3, 6 * SIDE, 5 * SIDE)  # is fitted to what both stages make
+    begun = both("a cat", n=1, image=large, steps=2, stages={stage: {"steps": 1}}, progress=False)
+    assert begun.tensor.shape[-2:] == (4 * SIDE, 4 * SIDE)
 
 
 def test_pictures_of_pictures(pipe: Pipeline, one: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +325,34 @@ def test_stage_two_alone_is_a_decoder(two: Stage, one: Stage) -> None:
         zoo.load(two.folder, device="cpu")
     with pytest.raises(ValueError, match="has no decoder variant 'large'"):
         zoo.load(one.folder, decoder="large", device="cpu")
+
+
+def test_a_model_is_read_once_for_all_its_parts(one: Stage, two: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is left of it is not looked at by the first call."""
+    read: list[Path] = []
+    load_folder = pretrained.load_folder
+
+    def noted(folder: Path, **how: Any) -> Any:
+        read.append(folder)
+        return load_folder(folder, **how)
+
+    monkeypatch.setattr(pretrained, "load_folder", noted)
+    own = zoo.load(one.folder, device="cpu")
+    taken = {role: f"{one.folder}/{role}" for role in ("text_encoder", "generator")}
+    made = zoo.load(one.folder, decoder=f"{two.folder}/decoder", device="cpu", **taken)  # type: ignore[arg-type]
+    assert read == [one.folder, one.folder, two.folder]
+    assert own.unread is not None
+    assert made.unread is not None
+    whole = len(own.unread._tensors)
+    assert whole >= 2
+    replaced = zoo.load(one.folder, text_encoder=own.text_encoder, device="cpu")
+    assert replaced.unread is not None
+    assert len(replaced.unread._tensors) < whole
+
+
+def test_an_option_that_nothing_heeds_is_refused(one: Stage) -> None:
+    with pytest.raises(ValueError, match=r"heeds prediction: leave it out \(.*a single file: prediction, clip_skip"):
+        zoo.load(one.folder, device="cpu", prediction="v")
 
 
 def test_it_can_be_kept_as_a_model_of_the_zoo(pipe: Pipeline, both: Pipeline, tmp_path: Path) -> None:

@@ -62,3 +62,24 @@ def test_slices_change_nothing(decoder: VaeDecoder, monkeypatch: pytest.MonkeyPa
     _, apart = draw(decoder, 8, 8, batch=5)
     assert sizes == [2, 2, 1]
     torch.testing.assert_close(apart, together, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [5, 18, 30])
+def test_tiles_of_any_side_make_the_whole_picture(decoder: VaeDecoder, tile: int) -> None:
+    decoder.tile = tile
+    assert draw(decoder, 40, 33)[1].shape == (1, 3, 160, 132)
+    decoder.tile = 3
+    with pytest.raises(ValueError, match="at least 4 latents, not 3"):
+        draw(decoder, 40, 33)
+
+
+def test_pictures_are_encoded_in_slices_too(decoder: VaeDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = decoder.encode(images).data
+        sizes: list[int] = []
+        encode = decoder.vae.encode
+        monkeypatch.setattr(decoder.vae, "encode", lambda some: sizes.append(len(some)) or encode(some))
+        monkeypatch.setattr(parts, "AT_ONCE", 2 * 8 * 8)
+        torch.testing.assert_close(decoder.encode(images).data, together, atol=1e-5, rtol=0)
+    assert sizes == [2, 2, 1]

@@ -7,26 +7,34 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from zoo.train import precision
 from zoo.train.precision import bf16_is_fast, in_half
 
 
-@pytest.fixture(params=[(False, False), (True, False), (False, True)])
-def capable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """A CPU without instructions for bfloat16, with those of AVX-512, with those of AMX."""
-    avx512, amx = request.param
+@pytest.fixture(
+    params=[(False, False, 0.0, False), (True, False, 0.5, True), (True, False, 2.0, False), (False, True, 0.2, True)]
+)
+def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """CPUs: without instructions for bfloat16; with AVX-512's, faster or slower than float32; with AMX."""
+    avx512, amx, ratio, expected = request.param
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(precision, "seconds", {torch.bfloat16: ratio, torch.float32: 1.0}.__getitem__)
     bf16_is_fast.cache_clear()
-    yield avx512 or amx
+    yield expected
     bf16_is_fast.cache_clear()
 
 
-def test_auto_asks_the_device(capable: bool) -> None:
-    assert in_half("auto", torch.device("cpu")) == capable
+def test_auto_asks_the_device(fast: bool) -> None:
+    assert in_half("auto", torch.device("cpu")) == fast
     assert in_half("auto", torch.device("cuda"))
 
 
-def test_a_recipe_decides(capable: bool) -> None:
+def test_a_recipe_decides(fast: bool) -> None:
     for device in ("cpu", "cuda"):
         assert in_half("bf16", torch.device(device))
         assert not in_half("no", torch.device(device))
+
+
+def test_the_stopwatch() -> None:
+    assert 0 < precision.seconds(torch.float32) < 10

@@ -205,12 +205,13 @@ class Adapters:
                 raise ValueError(f"adapter {name!r} is merged, so it acts already: leave it out, or unmerge() first")
         times = count // len(each)
         text = self._networks(["text_encoder"]) if self._loaded else {}
-        heard = {name for name, found in self._loaded.items() if found.modules.keys() & text.keys()}
+        heard = {name for name, found in list(self._loaded.items()) if found.modules.keys() & text.keys()}
         return Chosen([dict(choice) for choice in each for _ in range(times)], heard)
 
     def _called(self, prompt: str) -> Choice:
         """What acts in an image of this prompt where a call does not choose: what its words call, unless merged."""
-        worded = {name: found.word for name, found in self._loaded.items() if found.word and name not in self._merged}
+        loaded = list(self._loaded.items())  # another thread may load one meanwhile
+        worded = {name: found.word for name, found in loaded if found.word and name not in self._merged}
         if not worded:
             return {}
         tokenizer = cast(Reader, self._parts["text_encoder"]).tokenizer

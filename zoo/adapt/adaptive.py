@@ -56,7 +56,7 @@ class Adaptive:
         source: the name of one that came with the model, a file or folder in any of the layouts of
         `zoo.adapt.formats`, a hub id, one file of a hub repository (`owner/name/file`), or LoRAs by part. Of a name, a
         folder or a hub id, the word that was learned with it is taught as well, for good: see `load_word`. name: the
-        file's unless given. partial: load what fits. Returns the report on the file.
+        file's unless given. partial: load what fits. Returns the report on the file. Not while calls run.
 
         Raises:
             ValueError: a name that is taken, a damaged file, or one that does not fit; the message names the keys.
@@ -71,7 +71,7 @@ class Adaptive:
         return report
 
     def load_prefix(self, source: str | Path | Mapping[str, Prefix], *, name: str | None = None) -> None:
-        """Load a prefix (`zoo.adapt.prefix`), which then acts as a LoRA does; it cannot be merged.
+        """Load a prefix (`zoo.adapt.prefix`), which then acts as a LoRA does; it cannot be merged. Not while calls run.
 
         Raises:
             ValueError: a name that is taken, a damaged file, or one that does not fit.
@@ -148,7 +148,7 @@ class Adaptive:
         self._adapters.unmerge()
 
     def unload(self, name: str) -> None:
-        """Forget an adapter.
+        """Forget an adapter. Not while calls run.
 
         Raises:
             ValueError: it is not loaded, or is merged.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
@@ -229,8 +230,15 @@ class _Beside:
         return None if acts is None else output + self.layer(args[0], base, acts)
 
 
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """That an adapter of this name is merged. It is no `Injection`, which would hold the module itself."""
+
+    name: str
+
+
 # What is merged into a module, the latest last. It belongs to the weights, and goes with them.
-_MERGED: WeakKeyDictionary[nn.Module, list[Injection]] = WeakKeyDictionary()
+_MERGED: WeakKeyDictionary[nn.Module, list[_Mark]] = WeakKeyDictionary()
 
 
 class Injection:
@@ -240,6 +248,7 @@ class Injection:
         self.name = name
         self.merged: float | None = None
         self._pairs = list(pairs)
+        self._mark = _Mark(name)
         self._originals: list[tuple[nn.Linear | nn.Conv2d, Tensor]] = []  # each module, and its weights of before
         self._handles: list[RemovableHandle] = []
         self._hook()
@@ -268,7 +277,7 @@ class Injection:
         try:
             for base, layer in self._pairs:
                 self._originals.append((base, base.weight.detach().clone()))
-                _MERGED.setdefault(base, []).append(self)
+                _MERGED.setdefault(base, []).append(self._mark)
                 _add(base, layer, strength)
         except BaseException:
             self._restore()
@@ -284,7 +293,7 @@ class Injection:
         """
         if self.merged is None:
             raise ValueError(f"adapter {self.name!r} is not merged")
-        later = {_MERGED[base][-1].name for base, _ in self._pairs if _MERGED[base][-1] is not self}
+        later = {_MERGED[base][-1].name for base, _ in self._pairs if _MERGED[base][-1] is not self._mark}
         if later:
             raise ValueError(f"merged on top of {self.name!r}: {', '.join(sorted(later))}. Unmerge that first")
         self._restore()
@@ -294,8 +303,8 @@ class Injection:
         """Put back what there is of the weights of before, and act from beside again."""
         for base, original in self._originals:
             base.weight.copy_(original)
-            if self in _MERGED.get(base, []):
-                _MERGED[base].remove(self)
+            if self._mark in _MERGED.get(base, []):
+                _MERGED[base].remove(self._mark)
         self._originals.clear()
         self._hook()
 

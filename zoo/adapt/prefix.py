@@ -199,16 +199,14 @@ class PrefixInjection:
 
 
 def _start(name: str, attention: Looking, length: int, features: Tensor | None) -> Tensor:
-    to_k, to_v = attention.sources
-    weight = to_k.weight
+    weight = attention.sources[0].weight
     inner, width = weight.shape
     if features is None:
         return 0.02 * torch.randn(2, length, inner).to(weight.device)
     if features.dim() != 2 or features.shape[1] != width:
         raise ValueError(f"the features have shape {list(features.shape)}, but {name} projects [length, {width}]")
     with torch.no_grad():
-        given = features.to(weight)
-        return torch.stack([to_k(given), to_v(given)]).float()
+        return torch.cat(attention.keys_values(features.to(weight)[None])).float()
 
 
 def _gate(attention: Looking) -> Tensor:

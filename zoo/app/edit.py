@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -18,8 +19,12 @@ from zoo.result import Result
 
 def able(models: Models) -> list[str]:
     """The models of a page that can: those whose folder holds the CLIP in whose embeddings edits are made."""
-    held = registry.models()
-    return [name for name in models.names if registry.can_edit(held.get(name, Path(name)))]
+    held, found = registry.models(), []
+    for name in models.names:
+        with suppress(ValueError):  # of a damaged folder, which drawing with it will tell
+            if registry.can_edit(held.get(name, Path(name))):
+                found.append(name)
+    return found
 
 
 def why_not(models: Models) -> str:

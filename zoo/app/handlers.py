@@ -118,6 +118,7 @@ class Handlers:
         """A file that a visitor brings, among the adapters that may be chosen, and chosen."""
         with _told():
             self._adapter(file)
+            _few([*chosen, file])
         offered = [*(pair for pair in offered if pair[1] != file), (Path(file).stem, file)]
         return gr.update(choices=offered, value=[*chosen, file]), offered
 
@@ -131,7 +132,7 @@ class Handlers:
         models, prompt, negative, count, seed, sampler, steps, guidance, film, sources, *strengths = said
         adapters = {
             self._adapter(source): (source, strength)
-            for source, strength in zip(sources or (), strengths, strict=False)  # there are sliders to spare
+            for source, strength in zip(_few(sources or ()), strengths, strict=False)  # there are sliders to spare
         }
         return Wish(
             models=models or (),
@@ -175,6 +176,13 @@ class Handlers:
                 gr.update(maximum=max(most, 2), value=1, visible=most > 1),
                 view.development(drawings, steps, 1) if steps else "",
             )
+
+
+def _few(sources: Sequence[str]) -> Sequence[str]:
+    """The adapters chosen, unless there are more than sliders for their strengths."""
+    if len(sources) > draw.ADAPTERS:
+        raise ValueError(f"{len(sources)} adapters are chosen, but at most {draw.ADAPTERS} act at once: take some away")
+    return sources
 
 
 def _number(text: str, kind: type[Number], what: str) -> Number | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -70,6 +70,21 @@ class Staged(Protocol):
 
     @property
     def defaults(self) -> Mapping[str, Sampling]: ...
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A staged decoder that knows before anything is drawn whether its stages can be sampled so; ValueError if not."""
+
+    def check(self, sampling: Sequence[Sampling]) -> None: ...
+
+
+@runtime_checkable
+class Stepless(Protocol):
+    """A generator without a sampler: whatever a call says, it takes `own_steps` steps, and heeds the guidance alone."""
+
+    @property
+    def own_steps(self) -> int: ...
 
 
 @runtime_checkable

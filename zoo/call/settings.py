@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 
 from torch import Tensor
 
-from zoo.call.abilities import Enlarging, Multiple, OneSize, Shaped, Staged
+from zoo.call.abilities import Checking, Enlarging, Multiple, OneSize, Shaped, Staged
+from zoo.diffusion.guidance import check_settings
 from zoo.diffusion.inputs import check_size
 from zoo.diffusion.samplers import find_sampler
 from zoo.interface import Decoder, Generator, Sampling
@@ -17,7 +18,7 @@ def sampling_of(defaults: Sampling, given: Mapping[str, object]) -> Sampling:
     """The settings that a call gives, and the defaults where it says None.
 
     Raises:
-        ValueError: steps or a sampler that cannot be.
+        ValueError: a setting that cannot be.
     """
     said = {key: value for key, value in given.items() if value is not None}
     return _checked(replace(defaults, **said))  # type: ignore[arg-type]
@@ -52,7 +53,10 @@ def stages_of(
     for stage, how in defaults.items():
         if how.augmentation is not None and stage not in enlarging:
             raise ValueError(f"stage {stage!r} begins with noise alone, not with a picture: leave out its augmentation")
-    return {stage: _checked(how) for stage, how in defaults.items()}
+    found = {stage: _checked(how) for stage, how in defaults.items()}
+    if isinstance(decoder, Checking):
+        decoder.check(list(found.values()))
+    return found
 
 
 def size_of(
@@ -103,4 +107,5 @@ def _checked(sampling: Sampling) -> Sampling:
     if not isinstance(sampling.steps, int) or sampling.steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, not {sampling.steps!r}")
     find_sampler(sampling.sampler, sampling.eta)  # raises where there is none such
+    check_settings(sampling)
     return sampling

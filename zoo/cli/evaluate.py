@@ -23,7 +23,7 @@ def evaluate(
     editing: Annotated[bool, typer.Option("--editing", help="Score img2img and inpainting instead.")] = False,
     maps: Annotated[bool, typer.Option("--maps", help="Score painted maps, if the model takes them.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure the checker itself; no model.")] = False,
-    scenes: Annotated[int, typer.Option(help="With --calibrate: scenes in each condition.")] = 300,
+    scenes: Annotated[int | None, typer.Option(help="With --calibrate: scenes in each condition (300).")] = None,
     per_task: Annotated[int, typer.Option(help="Scenes for each task and split.")] = 100,
     heldout: Annotated[str, typer.Option(help="Half of the held-out combinations: dev, or test.")] = "test",
     seed: Annotated[int, typer.Option(help="Fixes the scenes and the pictures.")] = 0,
@@ -45,16 +45,21 @@ def evaluate(
     zoo evaluate stable-diffusion-small --editing --per-task 24
     zoo evaluate --calibrate
     """
+    asked: dict[str, Any] = {"steps": steps, "sampler": sampler, "guidance": guidance}
     if calibrate:
         from zoo.evaluate import calibration
 
-        record = calibration.calibrate(scenes, seed)
+        asked |= {"prompts": prompts, "heldout": heldout != "test", "save": save, "editing": editing, "maps": maps}
+        _refuse("--calibrate", asked)
+        record = calibration.calibrate(300 if scenes is None else scenes, seed)
         typer.echo(json.dumps(record) if as_json else calibration.table(record))
         return
+    _refuse("evaluate without --calibrate", {"scenes": scenes})
+    if editing or maps:
+        _refuse("--editing and --maps", {"prompts": prompts, "heldout": heldout != "test"})
     pipeline = load(model, device)
     from zoo.evaluate import run
 
-    asked: dict[str, Any] = {"steps": steps, "sampler": sampler, "guidance": guidance}
     if editing or maps:
         how = {name: value for name, value in asked.items() if value is not None}
         _score_inputs(pipeline, {"editing": editing, "maps": maps}, as_json, save, {"n": per_task, "seed": seed, **how})
@@ -72,6 +77,12 @@ def evaluate(
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else run.table(report))
     if save is not None and (save / "failures.png").exists():
         typer.echo(f"the worst pictures and what is wrong with them: {save / 'failures.png'}", err=True)
+
+
+def _refuse(what: str, given: dict[str, Any]) -> None:
+    """Raises ValueError where an option was given that does nothing here."""
+    if names := [f"--{name}" for name, value in given.items() if value not in (None, False)]:
+        raise ValueError(f"{what} does not heed {', '.join(names)}: leave it out")
 
 
 def _score_inputs(

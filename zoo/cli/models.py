@@ -20,7 +20,11 @@ def list_(pattern: Annotated[str, typer.Argument(help='A wildcard, such as "*sma
     zoo list "*small*"
     """
     for name in [*registry.list_models(pattern), *registry.list_published(pattern)]:
-        typer.echo(f"{name}\t{registry.describe(name)}")
+        try:
+            said = registry.describe(name)
+        except ValueError as error:  # of one model, which is no reason not to list the others
+            said = f"cannot be read: {error}"
+        typer.echo(f"{name}\t{said}")
 
 
 @app.command()

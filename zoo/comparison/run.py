@@ -17,6 +17,7 @@ from torch import Tensor
 from zoo import registry
 from zoo.adapt.files import load_all
 from zoo.arguments import as_prompts, as_seeds
+from zoo.call.abilities import Stepless
 from zoo.clip import Clip
 from zoo.comparison.result import Comparison, Row
 from zoo.comparison.spec import Spec, parse_all
@@ -32,6 +33,7 @@ from zoo.pipeline import BATCH, Pipeline, device_of
 
 Equal = Literal["steps", "time"]
 Settings = dict[str, object]
+FOR_ALL = ("negative", "image", "mask", "layout", "adapters")  # a call takes one for each prompt, a comparison does not
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,14 @@ def compare(
     """Draw the same prompts with the same seeds by each model, and measure what they draw and what it costs.
 
     models: names, folders, files or hub ids, each with other parts, adapters, sampler or steps if wanted (the grammar
-    is in `zoo.comparison.spec`): ten samplers of one model are ten models here. n: images of each prompt, 1 unless
+    is in `zoo.comparison.spec`): all samplers of one model are so many models here. n: images of each prompt, 1 unless
     there are several seeds. seed: the first image's, or a list, one for each image of a prompt. settings: guidance,
-    steps and whatever else a pipeline's call takes, for all that do not say otherwise; what nobody says is the model's
-    own.
+    steps and whatever else a pipeline's call takes, one for all pictures, for all that do not say otherwise; what
+    nobody says is the model's own.
 
     equal: None, each model by its own steps; "steps", all by those of the first; "time", each by as many as bring its
-    seconds an image nearest to the first's, which is measured and depends on the moment.
+    seconds an image nearest to the first's, which is measured and depends on the moment. Generators without a sampler
+    (a GAN, two of the priors) keep to steps of their own.
 
     scored: pictures of captions of fresh scenes that each model draws besides, for distance, precision and recall; from
     2,000 on the distance is FD-CLIP, before it the kernel distance. inception: the file of Inception's weights, for
@@ -155,6 +158,10 @@ def _check(
     own = [spec.said for spec in specs[1:] if spec.steps is not None]
     if equal is not None and own:
         raise ValueError(f"equal={equal!r} gives all models the first one's {equal}: leave the steps out of {own[0]!r}")
+    if several := [name for name in FOR_ALL if isinstance(settings.get(name), list | tuple)]:
+        raise ValueError(f"{several[0]} is given for each prompt, but other pictures are drawn too: give one for all")
+    if settings.get("noise") is not None:
+        raise ValueError("noise is that of some pictures, but others are drawn too: leave it out, and say the seed")
     for spec in specs:
         try:
             registry.find(spec.model)
@@ -177,7 +184,8 @@ def _measured(spec: Spec, asked: Asked, place: torch.device, equal: Equal | None
         decoder=spec.parts.get("decoder"),
     )
     how = _settings(pipe, spec, asked.settings)
-    if equal == "steps" and first is not None:
+    stepless = isinstance(pipe.generator, Stepless)  # takes steps of its own, and no others
+    if equal == "steps" and first is not None and not stepless:
         how["steps"] = first.settings["steps"]
 
     def timed(**more: object) -> list[float]:
@@ -188,7 +196,7 @@ def _measured(spec: Spec, asked: Asked, place: torch.device, equal: Equal | None
 
         return seconds(draw, asked.repeats)
 
-    if equal == "time" and first is not None:
+    if equal == "time" and first is not None and not stepless:
         start = int(cast(int, how.get("steps", pipe.defaults.steps)))
         how["steps"] = steps_in(first.seconds_per_image, lambda steps: median(timed(steps=steps)), start)
     taken = timed()
@@ -293,7 +301,8 @@ def _notes(asked: Asked, equal: Equal | None, rows: Sequence[Row]) -> list[str]:
         said.append(f"All in the steps of {rows[0].name}.")
     if equal == "time":
         first = rows[0].seconds_per_image
-        apart = max(abs(row.seconds_per_image / first - 1) for row in rows)
+        chosen = [row for row in rows if "sampler" in row.settings]  # those whose steps could be
+        apart = max((abs(row.seconds_per_image / first - 1) for row in chosen), default=0.0)
         said.append(f"Steps chosen for the {first:.3g} s of {rows[0].name}; at most {apart:.0%} apart.")
     return said
 

@@ -126,12 +126,12 @@ def _number(value: Value) -> float:
 
 
 def shown(row: Row) -> list[str]:
-    """Sampler, steps, guidance and size of a model, as the tables show them."""
+    """Sampler ("–" where a generator has none), steps, guidance and size of a model, as the tables show them."""
     settings = row.settings
     stages = cast(Mapping[str, Mapping[str, object]], settings.get("stages", {}))
     steps = " + ".join(str(how["steps"]) for how in (settings, *stages.values()))
     size = f"{settings['width']}x{settings['height']}"
-    return [str(settings["sampler"]), steps, f"{settings['guidance']:g}", size]
+    return [str(settings.get("sampler", "–")), steps, f"{settings['guidance']:g}", size]
 
 
 def markdown(found: Comparison) -> str:

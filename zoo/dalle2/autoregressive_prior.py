@@ -129,6 +129,11 @@ class AutoregressivePrior(PriorPart):
     config: AutoregressivePriorConfig
     network: AutoregressiveTransformer
 
+    @property
+    def own_steps(self) -> int:
+        """One step a code, whatever a call says."""
+        return self.config.network.dimensions
+
     def shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         return (1 + self.config.network.dimensions,)
 

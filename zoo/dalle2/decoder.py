@@ -271,6 +271,11 @@ class UnclipDecoder(nn.Module):
         """How each stage is sampled unless the call says otherwise."""
         return {STAGE: self.config.sampling} | {stage.config.name: stage.config.sampling for stage in self.upsamplers}
 
+    def check(self, sampling: Sequence[Sampling]) -> None:
+        """Raises ValueError where a stage cannot be sampled so; the decoder's own first, then the upsamplers'."""
+        for stage, how in zip(self.upsamplers, sampling[1:], strict=True):
+            stage.check(how)
+
     @property
     def enlarging(self) -> list[str]:
         """The stages whose picture may be given noise before (`augmentation=`): the upsamplers."""

@@ -55,13 +55,14 @@ class Inversion:
 def variations(
     pipe: Pipeline,
     image: Picture,
-    n: int = 4,
+    n: int | None = None,
     *,
     seed: int | Sequence[int] = 0,
     eta: float | None = None,
     stages: Stages | None = None,
 ) -> Result:
-    """`n` pictures that mean what `image` does; picture j is that of seed + j, or of the j-th seed.
+    """`n` pictures (4, or as many as there are seeds) that mean what `image` does; picture j is that of seed + j, or of
+    the j-th seed.
 
     eta: None begins with fresh noise. A number in [0, 1] begins with the picture's own and is DDIM's randomness from
     there on: 0 gives the picture back, 1 keeps little more than its meaning.
@@ -70,6 +71,7 @@ def variations(
         ValueError: a pipeline of another family or without its CLIP, or a setting that cannot be.
     """
     seeds = as_seeds(seed, n, 1)
+    n = len(seeds)
     did: dict[str, object] = {"edit": "variations", "picture": _mark(pipe, image), "eta": eta}
     if eta is None:
         meaning = _meaning(pipe, _fitted(pipe, image))
@@ -236,7 +238,8 @@ def _decoder(pipe: Pipeline) -> UnclipDecoder:
 def _meaning(pipe: Pipeline, pictures: Tensor) -> Representation:
     if pipe.image_encoder is None:
         raise ValueError(
-            f"{pipe.name} came without the CLIP that it was trained with: set pipe.image_encoder to it, a zoo.clip.Clip"
+            f"{pipe.name} came without the CLIP that it was trained with: set pipe.image_encoder to what encodes "
+            f"images in the space {pipe.decoder.needs.space} (for models of the zoo, a zoo.clip.Clip)"
         )
     return pipe.image_encoder.encode(pictures)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
-from zoo.cascade import Stage, check_guidance
+from zoo.cascade import Stage
 from zoo.dalle2.decoder import FILE, UnclipDecoder, UnclipDecoderConfig, UnclipNetwork
 from zoo.diffusion.sample import sample
 from zoo.interface import Conditioning, NoiseSource, Observer, Sampling, TextFeatures
@@ -56,17 +56,21 @@ class KarloUpsampler(Stage):
                 with.
         """
         asked = sampling or self.config.sampling
-        check_guidance(self.config, asked)
-        if asked.augmentation:
-            raise ValueError(
-                f"augmentation {asked.augmentation:g}: Karlo's upsampler trusts the smaller picture and has no port "
-                "for noise on it; leave it out"
-            )
+        self.check(asked)
         small = pictures.to(self.denoiser.device, torch.float32)
         height, width = (side * self.config.factor for side in small.shape[-2:])
         large = F.interpolate(small, (height, width), mode="bicubic", antialias=True)
         shown = Conditioning(concat=large)
         return sample(self.denoiser, shown, shown, noise, asked, large.shape, stage=self.config.name, observe=observe)
+
+    def check(self, sampling: Sampling) -> None:
+        """As any stage; and no noise on the smaller picture, for which there is no port."""
+        super().check(sampling)
+        if sampling.augmentation:
+            raise ValueError(
+                f"augmentation {sampling.augmentation:g}: Karlo's upsampler trusts the smaller picture and has no port "
+                "for noise on it; leave it out"
+            )
 
 
 class KarloDecoder(UnclipDecoder):

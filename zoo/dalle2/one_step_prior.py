@@ -39,6 +39,11 @@ class OneStepPrior(PriorPart):
     config: OneStepPriorConfig
     network: PriorTransformer
 
+    @property
+    def own_steps(self) -> int:
+        """One pass, whatever a call says."""
+        return 1
+
     def draw(
         self,
         text: Conditioning,

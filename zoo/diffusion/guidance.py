@@ -36,7 +36,7 @@ def guided(denoiser: Denoiser, conditioning: Conditioning, null: Conditioning | 
     Raises:
         ValueError: settings out of range, or guidance without `null`.
     """
-    _check(sampling)
+    check_settings(sampling)
     told = denoiser.guidance_range is not None
     if denoiser.guidance_range is not None:
         _check_told(sampling, *denoiser.guidance_range)
@@ -67,6 +67,24 @@ def guided(denoiser: Denoiser, conditioning: Conditioning, null: Conditioning | 
         return replace(prediction, x0=thresholded(prediction.x0, sampling.threshold, sampling.cap))
 
     return predict
+
+
+def check_settings(sampling: Sampling) -> None:
+    """What any denoiser can be sampled with.
+
+    Raises:
+        ValueError: guidance, rescale, interval, threshold or cap out of range.
+    """
+    if not math.isfinite(sampling.guidance):
+        raise ValueError(f"guidance is a finite number (1 is off), got {sampling.guidance}")
+    if not 0 <= sampling.rescale <= 1:
+        raise ValueError(f"guidance rescale is a share in [0, 1], got {sampling.rescale}")
+    if sampling.interval is not None:
+        check_interval(sampling.interval)
+    if sampling.threshold is not None and not 0 < sampling.threshold <= 1:
+        raise ValueError(f"threshold is a quantile in (0, 1] (1 clips) or None, got {sampling.threshold}")
+    if sampling.cap is not None and not sampling.cap >= 1:
+        raise ValueError(f"dynamic thresholding divides by 1 at least, so cap cannot be {sampling.cap}")
 
 
 def check_interval(interval: tuple[float, float]) -> None:
@@ -110,16 +128,3 @@ def _check_told(sampling: Sampling, low: float, high: float) -> None:
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def _check(sampling: Sampling) -> None:
-    if not math.isfinite(sampling.guidance):
-        raise ValueError(f"guidance is a finite number (1 is off), got {sampling.guidance}")
-    if not 0 <= sampling.rescale <= 1:
-        raise ValueError(f"guidance rescale is a share in [0, 1], got {sampling.rescale}")
-    if sampling.interval is not None:
-        check_interval(sampling.interval)
-    if sampling.threshold is not None and not 0 < sampling.threshold <= 1:
-        raise ValueError(f"threshold is a quantile in (0, 1] (1 clips) or None, got {sampling.threshold}")
-    if sampling.cap is not None and not sampling.cap >= 1:
-        raise ValueError(f"dynamic thresholding divides by 1 at least, so cap cannot be {sampling.cap}")

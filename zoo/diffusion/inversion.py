@@ -98,8 +98,8 @@ def slerp(a: Tensor, b: Tensor, share: Tensor | float) -> Tensor:
         ValueError: two vectors that point in opposite directions.
     """
     shape = (-1, *[1] * (a.dim() - 1))
-    first, second = a.double(), b.double()
-    share = torch.as_tensor(share, dtype=torch.float64, device=a.device).reshape(shape)
+    first, second = a.cpu().double(), b.cpu().double()  # not all devices have double precision
+    share = torch.as_tensor(share, dtype=torch.float64).cpu().reshape(shape)
     units = [each.flatten(1) / each.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-12) for each in (first, second)]
     # Exact for small angles too, where the arc cosine of the product is not.
     angle = 2 * torch.atan2((units[0] - units[1]).norm(dim=1), (units[0] + units[1]).norm(dim=1))

@@ -29,6 +29,8 @@ from zoo.interface import Sampling
 
 SPACING = "published"  # as `Sampling.spacing`: where the checkpoint's own scheduler would stop
 
+NOISY = ("ddpm", "euler_ancestral", "dpmpp_2m_sde", "lcm")  # samplers that add noise whatever eta is
+
 Kind = Literal["strided", "chain", "sigma", "solver"]
 Spread = Literal["leading", "linspace", "trailing"]
 Levels = Literal["spaced", "karras", "exponential", "beta"]
@@ -149,9 +151,15 @@ class PublishedGrid(Grid):
 
 
 def grid_of(convention: Convention | None, schedule: Schedule, sampling: Sampling) -> Grid | None:
-    """The points of the spacing "published", for a part that has a convention; None leaves it to `make_grid`."""
+    """The points of the spacing "published", for a part that has a convention; None leaves it to `make_grid`.
+
+    Schedulers of the strided kind may end at the least noise instead of clean data. Samplers that they are not, and
+    which add noise in every step, would leave that of the last one in the picture, and go to clean data.
+    """
     if convention is None or sampling.spacing != SPACING:
         return None
+    if convention.kind == "strided" and sampling.sampler in NOISY:
+        convention = replace(convention, to_data=True)
     return convention.grid(schedule, sampling.steps)
 
 

@@ -103,6 +103,11 @@ class GanGenerator(nn.Module):
         size = self.config.network.size
         return RepresentationSpec("pixels", (3, size, size), PIXELS)
 
+    @property
+    def own_steps(self) -> int:
+        """One pass, whatever a call says."""
+        return 1
+
     def shape(self, size: tuple[int, int] | None) -> tuple[int]:
         """The shape, without the batch, of the noise that a picture is made of.
 

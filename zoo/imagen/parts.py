@@ -208,6 +208,11 @@ class CascadeDecoder(nn.Module):
         """How each stage is sampled unless the call says otherwise."""
         return {stage.config.name: stage.config.sampling for stage in self.stages}
 
+    def check(self, sampling: Sequence[Sampling]) -> None:
+        """Raises ValueError where a stage cannot be sampled so; one setting a stage."""
+        for stage, how in zip(self.stages, sampling, strict=True):
+            stage.check(how)
+
     @property
     def factor(self) -> int:
         """How much larger the pictures become, per side."""

@@ -86,7 +86,7 @@ def load_folder(
     try:
         config = BaseConfig.model_validate(told)
     except ValidationError as error:
-        raise ValueError(f"{folder / 'unet'} does not fit its text encoder: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"{folder / 'unet'} cannot be a generator: {error.errors()[0]['msg']}") from error
     defaults = _sampling(Sampling(steps=STEPS, guidance=GUIDANCE), schedule)
     return Assembly(folder.name, encoder, PixelGenerator.of(network, config), CascadeDecoder(), defaults, sides)
 

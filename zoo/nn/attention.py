@@ -102,6 +102,10 @@ class Attention(nn.Module):
         """What makes keys and values of the context."""
         return self.to_k, self.to_v
 
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What `sources` make of tokens [batch, length, width]."""
+        return self.to_k(context), self.to_v(context)
+
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Tokens like x [batch, n, width]; `mask` [batch, keys] is True for the keys that may be looked at."""
         source = x if context is None else context

@@ -63,13 +63,14 @@ class TextAttention(nn.Module):
             ValueError: no text for an attention that was built to look at it.
         """
         pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        keys, values = [], []
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         if self.text_k is not None and self.text_v is not None:
             if text is None:
                 raise ValueError("this attention was built to look at text: pass tokens [batch, length, width]")
-            text = self._normed(text)
-            keys.append(self.text_k(text))
-            values.append(self.text_v(text))
+            k, v = self.keys_values(text)
+            keys.append(k)
+            values.append(v)
         else:
             mask = None
         if self.to_k is not None and self.to_v is not None:
@@ -94,6 +95,12 @@ class TextAttention(nn.Module):
         assert k is not None  # one of the two pairs is there
         assert v is not None
         return k, v
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What `sources` make of tokens [batch, length, width], text being normed before."""
+        to_k, to_v = self.sources
+        given = context if self.text_k is None else self._normed(context)
+        return to_k(given), to_v(given)
 
     def _normed(self, text: Tensor) -> Tensor:
         if isinstance(self.text_norm, nn.GroupNorm):

@@ -221,7 +221,7 @@ class LatentGenerator(nn.Module):
         return map_channels(layout, len(self.classes), self.config.factor)
 
 
-AT_ONCE = 4 * 96 * 96  # latent places that are decoded together: memory stays that of a few pictures
+AT_ONCE = 4 * 96 * 96  # latent places that are encoded or decoded together: memory stays that of a few pictures
 
 
 class VaeDecoder(nn.Module):
@@ -304,5 +304,6 @@ class VaeDecoder(nn.Module):
             ValueError: height or width do not divide by the VAE's downsampling.
         """
         weight = next(self.vae.parameters())
-        posterior = self.vae.encode((images * 2 - 1).to(weight.device, weight.dtype))
-        return Representation(self.vae.to_diffusion(posterior.mean), "latent", self.needs.space)
+        scaled = (images * 2 - 1).to(weight.device, weight.dtype)
+        means = in_slices(lambda some: self.vae.encode(some).mean, scaled, AT_ONCE * self.vae.downsampling**2)
+        return Representation(self.vae.to_diffusion(means), "latent", self.needs.space)

@@ -216,7 +216,7 @@ def _generator(
     try:
         return LatentGenerator.of(network, GeneratorConfig.model_validate(told))
     except ValidationError as error:
-        raise ValueError(f"{source} does not fit its text encoder: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"{source} cannot be a generator: {error.errors()[0]['msg']}") from error
 
 
 def _assembly(

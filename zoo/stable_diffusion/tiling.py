@@ -1,7 +1,7 @@
-"""Big pictures through an autoencoder in parts: one image at a time, and each in tiles that overlap.
+"""Big pictures through an autoencoder in parts: a few images at a time, and each in tiles that overlap.
 
 Between tiles the decoder's attention and its norms see less than the whole, so tiling changes colours a little; the
-overlap, blended linearly, hides the seams. One image at a time changes nothing.
+overlap, blended linearly, hides the seams. A few images at a time change nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.nn import part
 
 OVERLAP = 0.25  # of a tile's side, shared with its neighbour
+LEAST = 4  # latents of a tile's side: fewer overlap with nothing
 
 
 def in_slices(make: Callable[[Tensor], Tensor], data: Tensor, most: int) -> Tensor:
@@ -30,9 +31,15 @@ def in_tiles(decode: Callable[[Tensor], Tensor], latents: Tensor, tile: int, fac
     """`decode` of latents [batch, channels, h, w] to images [batch, ..., h * factor, w * factor], tile by tile.
 
     tile: a tile's side in latents. Each begins OVERLAP before its left and upper neighbours end, and fades in there.
+
+    Raises:
+        ValueError: a tile too small to overlap.
     """
-    stride = int(tile * (1 - OVERLAP))
-    fade, kept = int(tile * factor * OVERLAP), tile * factor - int(tile * factor * OVERLAP)
+    if tile < LEAST:
+        raise ValueError(f"a tile has a side of at least {LEAST} latents, not {tile}")
+    overlap = int(tile * OVERLAP)
+    stride = tile - overlap
+    fade, kept = overlap * factor, stride * factor
     rows: list[list[Tensor]] = []
     for top in range(0, latents.shape[-2], stride):
         columns = range(0, latents.shape[-1], stride)

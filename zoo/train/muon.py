@@ -79,7 +79,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    if bf16_is_fast(x.device.type):  # three times as fast there, and the iteration forgives rounding
+    if bf16_is_fast(x.device.type):  # up to three times as fast there, and the iteration forgives rounding
         x = x.bfloat16()
     for _ in range(ROUNDS):
         gram = x @ x.mT

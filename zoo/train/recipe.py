@@ -54,7 +54,7 @@ class Recipe(Table):
     optimiser: Optimiser = Optimiser()
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged weights, reached from below: min(ema, (1+s)/(10+s))
     autocast: Literal["auto", "bf16", "no"] = (
-        "auto"  # bf16 where the device has instructions for it, or always, or never
+        "auto"  # bf16 where the device multiplies it faster than float32, or always, or never
     )
     channels_last: bool | None = None  # unset: on a GPU only (GroupNorm's backward crawls in it on a CPU)
     compile: bool = False
