@@ -15,6 +15,7 @@ import diffusers
 import pytest
 import sentencepiece
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
@@ -280,7 +281,7 @@ def test_pictures_of_both_stages(both: Pipeline, one: Stage, two: Stage, monkeyp
     same_pictures(found.tensor, expected)
     wide = both("a cat", n=1, height=2 * SIDE, width=4 * SIDE, steps=1, stages={stage: {"steps": 1}}, progress=False)
     assert wide.tensor.shape[-2:] == (2 * SIDE, 4 * SIDE)
-    large = torch.rand(3, 6 * SIDE, 5 * SIDE)  # is fitted to what both stages make
+    large = Image.effect_noise((6 * SIDE, 5 * SIDE), 60)  # is fitted to what both stages make
     begun = both("a cat", n=1, image=large, steps=2, stages={stage: {"steps": 1}}, progress=False)
     assert begun.tensor.shape[-2:] == (4 * SIDE, 4 * SIDE)
 
