@@ -19,7 +19,7 @@ from zoo.stable_diffusion.unet import UNet
 from zoo.train.distil import load_teacher
 from zoo.train.methods import weights_of, write_base
 from zoo.train.recipe import read_toml
-from zoo.train.ship import ShipRecipe, Source, add_adapters, assemble
+from zoo.train.ship import ShipRecipe, Source, add_adapters, assemble, retell
 
 ROOT = Path(__file__).parents[2]
 BEFORE = {"step": 2, "images": 64, "minutes": 0.25}
@@ -56,6 +56,14 @@ def test_only_the_unet_is_new(recipe: ShipRecipe) -> None:
     config = configs.read(folder)
     assert (config.text_encoder.shared, config.generator.shared, config.decoder.shared) == ("tiny", None, "tiny")
     assert config.training["lcm"] == {"step": 9, "images": 288, "minutes": 0.75}
+
+
+def test_words_alone_may_be_new(recipe: ShipRecipe) -> None:
+    folder = assemble(recipe)
+    before = configs.read(folder)
+    retell(folder, recipe.model_copy(update={"summary": "Four steps.", "notes": {"Limits": "Few."}, "defaults": None}))
+    assert configs.read(folder) == before.model_copy(update={"summary": "Four steps.", "notes": {"Limits": "Few."}})
+    assert "Four steps." in (folder / "README.md").read_text("utf-8")
 
 
 def test_it_draws_with_its_own_defaults(recipe: ShipRecipe) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.config import ModelConfig
+from zoo.config import ModelConfig, PartConfig
 from zoo.markdown import table, with_interval
 from zoo.model_card import SPLITS
 from zoo.train import marked
@@ -17,7 +17,8 @@ COLUMNS = [(split, language) for split in SPLITS for language in ("en", "zh")]
 
 
 def compared(models: Sequence[ModelConfig]) -> str:
-    """A row a model, those that obey best first: overall scores, steps, seconds a picture, parameters of all parts."""
+    """A row a model, those that obey best first: overall scores, steps of every stage, seconds a picture, parameters of
+    all parts."""
     titles = [f"{SPLITS[split]}, {language}" for split, language in COLUMNS]
     head = ("", *titles, "steps", "seconds a picture", "M parameters")
     return table(head, [_row(model) for model in sorted(models, key=_seen, reverse=True)])
@@ -47,7 +48,17 @@ def _row(model: ModelConfig) -> tuple[object, ...]:
     return (
         f"[{model.name}](weights/{model.name}/README.md)",
         *shares,
-        model.defaults.steps,
+        " + ".join(map(str, [model.defaults.steps, *_steps(model.decoder)])),
         results.get("seconds_per_image"),
         None if parameters is None else round(sum(parameters.values()) / 1e6, 1),
     )
+
+
+def _steps(part: PartConfig | None) -> list[int]:
+    """The steps of each stage in which a decoder samples, in their order: none of one that does not."""
+    if part is None:
+        return []
+    arguments: Any = part.arguments
+    own = [arguments["decoder"]] if "decoder" in arguments else []
+    after = arguments.get("upsamplers", arguments).get("stages", ())
+    return [stage["sampling"]["steps"] for stage in (*own, *after)] + _steps(part.upsamplers)

@@ -34,8 +34,8 @@ TRAINED: Mapping[Role, tuple[str, ...]] = {  # trainings whose results are in a 
     "generator": ("unet", "lcm", "imagen-base"),
     "decoder": ("vae", "super-resolution"),
 }
-
 MEASURED_OF: Mapping[str, Role] = {"gates": "text_encoder", "psnr": "decoder", "enlarging": "decoder"}  # one part alone
+WORDS = ("summary", "languages", "papers", "recipes", "examples", "notes")  # what a config says of a model in words
 
 
 class Source(BaseModel):
@@ -143,8 +143,7 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
         raise ValueError("image_encoder = true needs a text encoder that is part of a whole, shared CLIP")
     config = ModelConfig.model_validate(
         {
-            **{field: getattr(recipe, field) for field in ("name", "family", "summary", "resolution", "defaults")},
-            **{field: getattr(recipe, field) for field in ("languages", "papers", "recipes", "examples", "notes")},
+            **{field: getattr(recipe, field) for field in ("name", "family", "resolution", "defaults", *WORDS)},
             **parts,
             "variants": {role: varied for role, varied in variants.items() if varied},
             "image_encoder": looks and looks.model_copy(update={"kind": "clip", "arguments": {}}),
@@ -156,6 +155,17 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
     weights.write_config(folder, config)
     _tell_sharers(folder.parent, folder.name)
     return folder
+
+
+def retell(folder: Path, recipe: ShipRecipe) -> None:
+    """Have a model folder say what the recipe says now, of it and of its adapters, in words; all else stays."""
+    config = configs.read(folder)
+    adapters = {
+        name: one.model_copy(update={"summary": recipe.adapters[name].summary} if name in recipe.adapters else {})
+        for name, one in config.adapters.items()
+    }
+    words = {field: getattr(recipe, field) for field in WORDS}
+    weights.write_config(folder, config.model_copy(update=words | {"adapters": adapters}))
 
 
 def _of(roles: Collection[Role], results: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -337,7 +347,9 @@ def main() -> None:
         "--measure", nargs="*", choices=MEASUREMENTS, help="all of it, the held-out test half included, or some"
     )
     parser.add_argument("--out", type=Path, help="the folder to write the model's into, in place of the recipe's")
-    parser.add_argument("--keep", action="store_true", help="measure the folder as it is, without writing it anew")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the weights as they are: only what the recipe says in words is new"
+    )
     parser.add_argument(
         "--shared", action="store_true", help="write the CLIP that it shares with other models alone, and tell them"
     )
@@ -354,7 +366,11 @@ def main() -> None:
     if arguments.shared:
         print(*share(recipe), sep="\n")
         return
-    folder = recipe.out / recipe.name if arguments.keep else assemble(recipe, arguments.only or configs.ROLES)
+    folder = recipe.out / recipe.name
+    if arguments.keep:
+        retell(folder, recipe)
+    else:
+        assemble(recipe, arguments.only or configs.ROLES)
     if arguments.adapters is not None:
         add_adapters(folder, recipe, arguments.adapters)
     if arguments.measure is not None:
