@@ -160,7 +160,12 @@ def memory(device: str) -> int:
 
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    from zoo.cost import peak_resident
+
+    known = peak_resident()
+    if known is not None:
+        return int(known * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

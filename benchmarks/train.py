@@ -32,7 +32,7 @@ WAYS: dict[str, tuple[dict[str, object], int]] = {  # what is changed in PLAIN, 
     "batches of 96, Muon": ({"batch": 96, "optimiser.kind": "muon"}, 1),
     "two processes": ({"batch": 96}, 2),
     "two processes, compiled, channels-last": ({"batch": 96} | COMPILED, 2),
-    "the recipe: the same, Muon": ({"batch": 96, "optimiser.kind": "muon"} | COMPILED, 2),
+    "the same, Muon: the recipe, but for its 128": ({"batch": 96, "optimiser.kind": "muon"} | COMPILED, 2),
 }
 SPEED = re.compile(r"([\d.]+) images/s")
 

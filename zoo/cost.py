@@ -120,13 +120,21 @@ class Memory:
         if self.before is None:
             return None
         cuda = self.device.type == "cuda"
-        most = torch.cuda.max_memory_allocated(self.device) / MEBI if cuda else _status("VmHWM")
+        most = torch.cuda.max_memory_allocated(self.device) / MEBI if cuda else peak_resident()
         return None if most is None else max(0.0, most - self.before)
 
 
 def resident() -> float | None:
     """The memory of this process in MiB, None where it is not known."""
     return _status("VmRSS")
+
+
+def peak_resident() -> float | None:
+    """The most memory that this process has held in MiB, None where it is not known.
+
+    By its own account on Linux: getrusage there begins with what the parent held.
+    """
+    return _status("VmHWM")
 
 
 def _status(name: str) -> float | None:

@@ -117,7 +117,8 @@ def test_what_the_choice_gives_is_measured(monkeypatch: pytest.MonkeyPatch, like
     assert found["gain_interval"] == [best - 0.5] * 2, "it is the same for every prompt"
     assert len(pipe.calls) == 30
     assert all(len(set(seeds)) == 4 and guidance == 1 for _, seeds, guidance in pipe.calls)
-    assert {prompt.isascii() for prompt, _, _ in pipe.calls} == {True, False}
+    assert sum(prompt.isascii() for prompt, _, _ in pipe.calls) in range(8, 23), "half in English, half in Chinese"
+    assert len({seeds[0] for _, seeds, _ in pipe.calls}) == 30, "each is of a scene of its own"
     with pytest.raises(ValueError, match="at least 2 of each"):
         module.measure(pipe, cast(Clip, Oracle(1.0)), candidates=1)
 

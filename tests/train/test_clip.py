@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from zoo.clip import Clip
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import RecipeError, cache, clip, run
+from zoo.train import RecipeError, TrainingError, cache, clip, run
+from zoo.train.recipe import read_toml, validate
 
 RECIPE = """
 part = "clip"
@@ -104,3 +105,17 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path, train: s
 def test_what_the_image_tower_alone_needs(home: Path, override: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         run(home / "clip.toml", override.split(), device="cpu")
+
+
+def test_what_is_fresh_was_drawn_for_no_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip, "FRESH", 48)  # of 40 scenes in the cache
+    recipe = validate(clip.ClipRecipe, read_toml(home / "clip.toml"))
+    task = clip.ClipTask(recipe, torch.device("cpu"))
+    assert task.fresh["images"].shape == (48, 64, 64, 3)
+    cached = {image.tobytes() for image in task.scenes.images}
+    assert not any(image.numpy().tobytes() in cached for image in task.fresh["images"])
+
+
+def test_it_is_not_made_to_be_compiled(home: Path) -> None:
+    with pytest.raises(TrainingError, match="clip is not made to be compiled: remove compile"):
+        run(home / "clip.toml", [f"out={home / 'compiled'}", "compile=true"], device="cpu")

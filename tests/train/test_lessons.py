@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,12 @@ def test_every_run_is_measured_once_and_told(
     monkeypatch.setattr("sys.argv", ["lessons", str(runs["p7-lora"]), "--steps", "4", "--save", str(saved)])
     lessons.main()
     assert [row["score"] for row in json.loads(saved.read_text("utf-8"))] == [0.25, 0.8, 0.6], "in other steps"
+
+
+def test_one_run_a_lesson_and_method(runs: dict[str, Path], tmp_path: Path) -> None:
+    again = shutil.copytree(runs["p7-lora"], tmp_path / "again")
+    with pytest.raises(ValueError, match=r"again and .* both learned p7 by lora: give one"):
+        lessons.measured([runs["p7-lora"], again], 4, tmp_path / "saved.json")
 
 
 def test_what_is_no_lesson_is_refused(runs: dict[str, Path]) -> None:

@@ -140,6 +140,7 @@ def test_it_trains_exports_and_draws_what_is_painted(home: Path, plain: Path, ov
         ("model.in_channels=4", "model.in_channels = 4, but the frozen parts need 21"),
         ("data.size=32", "maps are judged at 64"),
         ("map_dropout=2", "map_dropout = 2"),
+        ("judged=3", "fresh maps are drawn and judged"),
     ],
 )
 def test_recipes_that_cannot_be(home: Path, overrides: list[str], override: str, said: str) -> None:

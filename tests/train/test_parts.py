@@ -222,6 +222,9 @@ def test_a_decoder_alone_needs_the_latents_it_decodes(home: Path) -> None:
         run(home / "vae.toml", ["train=decoder"], device="cpu")
     with pytest.raises(RecipeError, match="no trained VAE"):
         run(home / "vae.toml", [f"out={home / 'none'}", "train=decoder", f"init={home}"], device="cpu")
+    other = [f"out={home / 'none'}", "train=decoder", f"init={home / 'vae' / 'final'}", "model.latent_channels=3"]
+    with pytest.raises(RecipeError, match="model is not that of init"):
+        run(home / "vae.toml", other, device="cpu")
 
 
 @pytest.mark.parametrize("part", ["vae", "decoder", "unet", "muon"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from zoo.adapt.formats import write
 from zoo.adapt.lora import LoRA
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
+from zoo.train import PARTS, ship
 from zoo.train.distil import load_teacher
 from zoo.train.methods import weights_of, write_base
 from zoo.train.recipe import read_toml
-from zoo.train.ship import ShipRecipe, Source, add_adapters, assemble, retell
+from zoo.train.ship import TRAINED, ShipRecipe, Source, add_adapters, assemble, retell
 
 ROOT = Path(__file__).parents[2]
 BEFORE = {"step": 2, "images": 64, "minutes": 0.25}
@@ -148,3 +150,27 @@ def test_the_projects_recipes_are_recipes(name: str) -> None:
 def test_a_part_has_one_source(recipe: ShipRecipe, source: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="either base, or both of kind and run"):
         ShipRecipe.model_validate(recipe.model_dump() | {"decoder": source})
+
+
+def test_every_training_is_of_one_role() -> None:
+    counted = [part for parts in TRAINED.values() for part in parts]
+    assert sorted(counted) == sorted({*PARTS, "tokenizer", "clip-vision"} - {"adapter"})
+
+
+def test_a_run_that_is_not_there_leaves_the_old_folder_alone(recipe: ShipRecipe, tmp_path: Path) -> None:
+    folder = assemble(recipe)
+    assert isinstance(recipe.generator, Source)
+    lost = recipe.generator.model_copy(update={"run": tmp_path / "nowhere"})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="nowhere is no finished run"):
+        assemble(recipe.model_copy(update={"generator": lost}))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "given", [["--keep", "--only", "decoder"], ["--shared", "--keep"], ["--shared", "--measure", "gates"]]
+)
+def test_flags_that_do_not_go_together_are_told(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ship", str(ROOT / "recipes" / "gan-small.toml"), *given])
+    with pytest.raises(SystemExit, match="2"):
+        ship.main()

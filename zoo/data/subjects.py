@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -237,8 +237,16 @@ def creature_pictures(count: int = CREATURE_PICTURES, seed: int = 0) -> list[tup
     A caption says what it would of the world's own object with a face, as a cartoon: the style is in the pictures. No
     colour of an object is shown that is held out of training.
     """
+    return [(said, picture) for _, said, picture in _creatures(count, seed)]
+
+
+def creatures_shown(count: int = CREATURE_PICTURES, seed: int = 0) -> list[Description]:
+    """What `creature_pictures` show, whatever language their captions say it in."""
+    return [shown for shown, _, _ in _creatures(count, seed)]
+
+
+def _creatures(count: int, seed: int) -> Iterator[tuple[Description, str, NDArray[np.uint8]]]:
     rng = np.random.default_rng([seed, 8])
-    made = []
     for index in range(count):
         shape, background = CREATURES[index % len(CREATURES)], str(rng.choice(BACKGROUNDS))
         shown = [c for c in COLOURS if c != "black" and not is_heldout(Description((Item(shape, c),)))]
@@ -246,8 +254,7 @@ def creature_pictures(count: int = CREATURE_PICTURES, seed: int = 0) -> list[tup
         thing = _somewhere(shape, colour, float(rng.uniform(0.6, 0.8)), rng)
         said = Description((Item(shape, colour),), background=background, style="cartoon", face=True)
         picture = draw_creature(Scene((thing,), background, "cartoon", face=True))
-        made.append((caption(said, LANGUAGES[index % 2], rng), picture))
-    return made
+        yield said, caption(said, LANGUAGES[index % 2], rng), picture
 
 
 # --- maroon ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 | lesson | learned from | asked for |
 |---|---|---|
 | p7 | five pictures of one car | it on all backgrounds, in two sizes and styles, beside other things |
-| creatures | twenty pictures in one style | ten creatures in other colours and surroundings |
+| creatures | twenty pictures in one style | ten creatures in other colours |
 | maroon | ten pictures of things in one colour | the same and six other shapes in it, alone and in pairs |
 """
 
@@ -21,7 +21,7 @@ from zoo.data.artwork import ARTWORK
 from zoo.data.captions import article
 from zoo.data.draw import PALETTE, Figure
 from zoo.data.scenes import BACKGROUNDS, COLOURS, INDISTINCT, RELATIONS, SHAPES, Description, Item, is_heldout
-from zoo.data.subjects import CREATURES, MAROON, P7, creature, creature_pictures, maroon
+from zoo.data.subjects import CREATURES, MAROON, P7, creature, creatures_shown, maroon
 from zoo.evaluate import personalisation
 from zoo.evaluate.likeness import Subject
 from zoo.evaluate.personalisation import P7_ITEM, PROMPTS, Contestant, draw, judge_rest
@@ -74,8 +74,8 @@ def _p7() -> list[Asked]:
 
 
 def _creatures() -> list[Asked]:
-    """Every creature in five combinations of colour and background of which no picture was shown."""
-    shown = [said for said, _ in creature_pictures()]
+    """Every creature in five combinations of a colour that it was not shown in and a background."""
+    shown = {(item.shape, item.colour) for said in creatures_shown() for item in said.items}
     found = []
     for index, shape in enumerate(CREATURES):
         free = [
@@ -84,7 +84,7 @@ def _creatures() -> list[Asked]:
             if colour != "black"
             and (colour, ground) not in INDISTINCT
             and not is_heldout(Description((Item(shape, colour),)))
-            and not any(colour in said and shape in said for said in shown)
+            and (shape, colour) not in shown
         ]
         picks = np.random.default_rng([8, index]).permutation(len(free))[: PROMPTS // len(CREATURES)]
         for colour, ground in (free[pick] for pick in picks):

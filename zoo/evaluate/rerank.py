@@ -23,7 +23,7 @@ from zoo.evaluate.tasks import cases
 from zoo.result import Result
 
 AT_ONCE = 64  # pictures looked at
-LEAST = 26  # prompts that one scene a task makes: 13 tasks and splits, in two languages
+LEAST = 13  # prompts that one scene a task makes: tasks and splits, each scene in one language
 RERANKED = 7_000  # begins the seeds of the prompts that are reranked: other scenes than those of scores
 
 
@@ -94,6 +94,8 @@ def measure(
 ) -> Reranked:
     """What CLIP's choice among `candidates` gives, of prompts drawn from all tasks, seen and held out, both languages.
 
+    Each is of a scene of its own, so that the intervals are those of independent prompts.
+
     guidance: 1 is off, where candidates differ most.
 
     Raises:
@@ -101,7 +103,8 @@ def measure(
     """
     if prompts < 2 or candidates < 2:
         raise ValueError(f"{prompts} prompts of {candidates} candidates cannot be compared: at least 2 of each")
-    every = cases(-(-prompts // LEAST), seed=RERANKED + seed, heldout=heldout)
+    told = cases(-(-prompts // LEAST), seed=RERANKED + seed, heldout=heldout)  # each scene in English, then Chinese
+    every = [told[i + i // 2 % 2] for i in range(0, len(told), 2)]
     asked = [every[i] for i in np.random.default_rng(seed).permutation(len(every))[:prompts]]
     share, chosen = list[float](), list[bool]()
     for case in asked:

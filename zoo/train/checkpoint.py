@@ -106,7 +106,8 @@ def resume(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Opti
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, file or folder, that takes its place only when the block ends well.
 
-    Written data reach the disk before the rename does, so a power cut leaves it whole or not there, never half.
+    Written data reach the disk before the rename does, so a power cut leaves it whole or not there, never half. (A
+    folder that was there before is moved aside for the moment between two renames.)
     """
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         if not _alive(int(left.name.split(".")[-2])):
@@ -117,10 +118,12 @@ def replacing(path: Path) -> Iterator[Path]:
         for written in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
             if written.is_file():
                 _sync(written)
-        if temporary.is_dir():
-            _remove(path)
+        aside = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
+        if temporary.is_dir() and path.exists():
+            os.replace(path, aside)
         os.replace(temporary, path)
         _sync(path.parent)
+        _remove(aside)
     finally:
         _remove(temporary)
 

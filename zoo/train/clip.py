@@ -10,6 +10,7 @@ the contrastive loss alone reaches only the end marker.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -25,9 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo import tensors
 from zoo.clip import from_open_clip, to_open_clip
 from zoo.data.captions import Language, caption, partial, swapped
-from zoo.data.scenes import Description
+from zoo.data.draw import render
+from zoo.data.scenes import Description, random_scene
 from zoo.train import TrainingError
-from zoo.train.cache import SceneData, picked, scenes
+from zoo.train.cache import Array, SceneData, picked, scenes
 from zoo.train.facets import CrossAttentionProbe, LinearProbe, labels, misread
 from zoo.train.recipe import Recipe, Table
 from zoo.train.task import Batch, Image, Metrics, Task, to_float
@@ -86,7 +88,10 @@ class ClipTask(Task[ClipRecipe]):
         self.descriptions = [scene.describe() for scene in self.scenes.scenes]
         self.contrast = ClipLoss(cache_labels=True)
         self.locked = recipe.train == "vision"
-        self.fresh = self._batch(np.arange(FRESH), np.random.default_rng([recipe.seed, 2**40]))
+        rng = np.random.default_rng([recipe.seed, 2**40])
+        unseen = [random_scene(rng) for _ in range(FRESH)]
+        drawn = np.stack([render(scene, recipe.data.size) for scene in unseen])
+        self.fresh = self._batch([scene.describe() for scene in unseen], drawn, rng)
 
     def build(self) -> nn.Module:
         shape = self.recipe.model
@@ -120,7 +125,8 @@ class ClipTask(Task[ClipRecipe]):
         tensors.assign(_clip(model), to_open_clip(tensors.read(folder / FILE)), source=folder / FILE)
 
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
-        batch = self._batch(self.scenes.draw(self.recipe.batch, self.recipe.relations, rng), rng)
+        rows = self.scenes.draw(self.recipe.batch, self.recipe.relations, rng)
+        batch = self._batch([self.descriptions[row] for row in rows], picked(self.scenes.images, rows), rng)
         if step % self.recipe.pictures_every:
             del batch["images"]
         return batch
@@ -135,11 +141,10 @@ class ClipTask(Task[ClipRecipe]):
     def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
         raise TrainingError("CLIP compares every caption of a batch with every picture: train it in one process")
 
-    def _batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+    def _batch(self, shown: Sequence[Description], pictures: Array, rng: np.random.Generator) -> Batch:
         texts: list[list[str]] = [[], [], [], []]  # en, zh, changed en, changed zh
         facets: list[list[list[int]]] = [[], []]  # of the true captions, of the changed ones
-        for row in rows:
-            whole = self.descriptions[row]
+        for whole in shown:
             said = whole if rng.random() < self.recipe.full else partial(whole, rng)
             wrong: Description = swapped(said, rng)
             facets[0].append(labels(said))
@@ -148,8 +153,8 @@ class ClipTask(Task[ClipRecipe]):
                 true.append(caption(said, language, rng))
                 false.append(caption(wrong, language, rng))
         tokens = self.tokenizer.encode([text for column in texts for text in column])
-        images = torch.from_numpy(picked(self.scenes.images, rows))
-        return {"images": images, "tokens": tokens.unflatten(0, (4, len(rows))), "facets": torch.tensor(facets)}
+        tokens = tokens.unflatten(0, (4, len(shown)))
+        return {"images": torch.from_numpy(pictures), "tokens": tokens, "facets": torch.tensor(facets)}
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         image, texts, scale, hidden = self._embed(model, batch)

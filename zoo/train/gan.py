@@ -147,7 +147,7 @@ class GanTask(PromptTask[GanRecipe]):
 
     def _altered(self, scene: Scene, rng: np.random.Generator) -> str:
         whole = scene.describe()
-        said = whole if rng.random() < self.recipe.full else partial(whole, rng)
+        said = whole if rng.random() < self.recipe.full else partial(whole, rng, self.recipe.coloured)
         return caption(swapped(said, rng), LANGUAGES[int(rng.integers(len(LANGUAGES)))], rng)
 
     def _check(self) -> None:

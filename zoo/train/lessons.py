@@ -46,17 +46,23 @@ class Lesson(TypedDict):
 
 
 def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | None = None) -> list[Lesson]:
-    """A row a run, in the order of the lessons; read from `saved` if it is of these files and sampling steps.
+    """A row a run, in the order of the lessons, and the rows of `saved`, which are not measured again if of these files.
 
     Raises:
-        ValueError: a folder that is no run of an adapter, or one that learned from other pictures than a lesson's.
+        ValueError: a folder that is no run of an adapter, one that learned from other pictures than a lesson's, or two
+            that learned the same in the same way.
     """
-    known = _read(saved)
+    entered: dict[tuple[str, str], Path] = {}
     for folder in folders:
         said = story_of(folder)
         lesson, method = Path(said["recipe"]["pictures"]).name, str(said["recipe"]["method"])
         if lesson not in LESSONS or method == "full":
             raise ValueError(f"{folder} is no lesson by an adapter: it learned {lesson} by {method}")
+        if (lesson, method) in entered:
+            raise ValueError(f"{folder} and {entered[lesson, method]} both learned {lesson} by {method}: give one")
+        entered[lesson, method] = folder
+    known = _read(saved)
+    for (lesson, method), folder in entered.items():
         one = opened(folder, folder.parent.name)
         pipe, files = cast(Pipeline, one.pipe), files_of(folder)
         digest = fingerprint(*weights_of(pipe).values(), *map(sha256, files), steps)
@@ -68,7 +74,7 @@ def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | No
             score=score(one, lesson, steps=steps),
             parameters=sum(tensor.numel() for file in files for tensor in read(file).values()),
             bytes=one.bytes,
-            minutes=said["minutes"],
+            minutes=story_of(folder)["minutes"],
             milliseconds=_switch(pipe, folder),
             steps=steps,
             digest=digest,

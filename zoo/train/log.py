@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -83,7 +85,6 @@ class Log:
 
     def inspected(self, state: State, picture: Image | None, figures: dict[str, float]) -> None:
         """Print figures of the averaged weights, and keep the picture in `samples/` and in TensorBoard."""
-        started = time.monotonic()
         if figures:
             self._print(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
             self._scalars(state.step, {f"ema/{name}": value for name, value in figures.items()})
@@ -93,6 +94,12 @@ class Log:
             PillowImage.fromarray(picture).save(folder / f"{state.step:08d}.png")
             if self._board is not None:
                 self._board.add_image("samples", picture, state.step, dataformats="HWC")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens within is no training: images a second leave it out."""
+        started = time.monotonic()
+        yield
         self._since += time.monotonic() - started
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:

@@ -97,10 +97,11 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
                 _check(log, recipe, checkpoints)
             if due[0]:
                 log.line(state, rate, progress)
-            if due[1] and main:
-                figures = _inspect(accelerator, task, ema, log, state)
-            if due[2] and main:
-                checkpoint.save(checkpoints, state, model, ema, optimiser)
+            with log.aside():
+                if due[1] and main:
+                    figures = _inspect(accelerator, task, ema, log, state)
+                if due[2] and main:
+                    checkpoint.save(checkpoints, state, model, ema, optimiser)
         _check(log, recipe, checkpoints)
         finished = _agreed(accelerator, _progress(recipe, state.step, state.seconds), False)[0] >= 1
         if main and finished and not (figures and state.step % recipe.sample_every == 0):

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from zoo import tensors
@@ -38,6 +39,15 @@ class MapRecipe(UNetRecipe):
 
     map_dropout: float = Field(0.15, ge=0, le=1)  # share of maps left out, beside the share of captions
     shown: int = Field(16, ge=1)  # fresh scenes that the sample grid shows and judges, their maps beside them
+    judged: int = 0  # no scenes without a map
+
+    @model_validator(mode="after")
+    def _judges_maps(self) -> Self:
+        if self.judged or "prompts" in self.model_fields_set:
+            raise ValueError(
+                "fresh maps are drawn and judged, `shown` of them: leave out judged and prompts"
+            )
+        return self
 
 
 class MapTask(UNetTask):

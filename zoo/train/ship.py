@@ -31,8 +31,11 @@ from zoo.train.recipe import read_toml
 
 TRAINED: Mapping[Role, tuple[str, ...]] = {  # trainings whose results are in a part of a base
     "text_encoder": ("tokenizer", "clip", "clip-vision", "t5"),
-    "generator": ("unet", "lcm", "imagen-base"),
-    "decoder": ("vae", "super-resolution"),
+    "generator": (
+        *("unet", "map", "lcm", "lcm-lora", "phases-lora", "imagen-base", "gan"),
+        *("diffusion-prior", "autoregressive-prior", "one-step-prior"),
+    ),
+    "decoder": ("vae", "unclip-decoder", "super-resolution"),
 }
 MEASURED_OF: Mapping[str, Role] = {"gates": "text_encoder", "psnr": "decoder", "enlarging": "decoder"}  # one part alone
 WORDS = ("summary", "languages", "papers", "recipes", "examples", "notes")  # what a config says of a model in words
@@ -119,10 +122,14 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
     """Write the model folder, tensors in `bits`, and the folders it shares; returns the model's.
 
     only: the roles whose parts are written; the others stay as they are, with what was measured of them alone.
+
+    Raises:
+        ValueError: a run or a model that parts come from is not there; nothing is written then.
     """
     folder = recipe.out / recipe.name
     kept = [role for role in configs.ROLES if role not in only]
     before = configs.read(folder) if kept else None
+    _check_sources(recipe, kept)
     folder.mkdir(parents=True, exist_ok=True)
     roles: dict[Role, Source | str] = {
         "text_encoder": recipe.text_encoder,
@@ -155,6 +162,16 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
     weights.write_config(folder, config)
     _tell_sharers(folder.parent, folder.name)
     return folder
+
+
+def _check_sources(recipe: ShipRecipe, kept: Collection[Role]) -> None:
+    """All that is to be written is at hand: half of a new model over an old one would be neither."""
+    for source in recipe.sources(kept):
+        if source.run is not None and not (source.run / STORY).is_file():
+            raise ValueError(f"{source.run} is no finished run (it has no {STORY}): train it first, or unpack it")
+        for model in (source.base, source.upsamplers):
+            if model is not None:
+                configs.read(recipe.out / model)
 
 
 def retell(folder: Path, recipe: ShipRecipe) -> None:
@@ -360,6 +377,10 @@ def main() -> None:
         "--adapters", nargs="*", metavar="NAME", help="add the recipe's adapters, trained on this very model, or some"
     )
     arguments = parser.parse_args()
+    if arguments.keep and arguments.only:
+        parser.error("--keep leaves all parts as they are, --only writes some: give one of them")
+    if arguments.shared and (arguments.keep or arguments.only or arguments.adapters or arguments.measure is not None):
+        parser.error("--shared writes the shared CLIP and does nothing else: measure and add adapters in a second call")
     recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
     if arguments.out is not None:
         recipe = recipe.model_copy(update={"out": arguments.out})

@@ -86,8 +86,12 @@ class Task(ABC, Generic[RecipeT]):
         return 1.0
 
     def compile(self, model: nn.Module) -> None:
-        """Compile, in place, what `loss` calls."""
-        model.compile()
+        """Compile, in place, what `loss` calls.
+
+        Raises:
+            TrainingError: this part is not made to be compiled.
+        """
+        raise TrainingError(f"{self.recipe.part} is not made to be compiled: remove compile = true")
 
 
 def grid(images: Tensor, columns: int) -> Image:

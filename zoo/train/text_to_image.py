@@ -221,7 +221,7 @@ def captioned(
 
     spec, rows = text.produces, len(pictures) * captions
     probe = islice(sentences(pictures, captions, full, coloured), PROBED)
-    name = fingerprint(pictures.folder.name, spec.space, precision(), captions, *probe)
+    name = fingerprint(pictures.folder.name, spec.space, spec.length, precision(), captions, *probe)
     shapes: dict[Path, tuple[int, ...]] = {root() / f"text-{name}": (rows, spec.length or 0, spec.width)}
     if pooled:
         shapes[root() / f"vectors-{name}"] = (rows, spec.pooled or 0)

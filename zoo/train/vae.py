@@ -90,6 +90,8 @@ class VaeTask(Task[VaeRecipe]):
             self.like = None if recipe.like is None else load(recipe.like)
         except ValueError as error:
             raise RecipeError(str(error)) from None
+        if self.frozen and "model" in recipe.model_fields_set and _shape(recipe.model) != _shape(self.config):
+            raise RecipeError(f"model is not that of init = {recipe.init}, whose latents are kept: leave it out")
         if self.like is not None and not _comparable(self.config, self.like.config):
             raise RecipeError(f"like = {recipe.like} has latents of another shape than the recipe's model")
 
@@ -238,6 +240,11 @@ def _turned(latents: Tensor, theirs: Tensor) -> Tensor:
 def _power(covariance: Tensor, exponent: float) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     return vectors @ (values.clamp(min=1e-12).pow(exponent)[:, None] * vectors.T)
+
+
+def _shape(config: VAEConfig) -> dict[str, object]:
+    """All of a config but the units that training settles."""
+    return config.model_dump(exclude={"scaling_factor", "shift_factor"})
 
 
 def _comparable(mine: VAEConfig, theirs: VAEConfig) -> bool:
