@@ -14,6 +14,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from zoo.clip import Clip
 from zoo.evaluate import fresh
+from zoo.evaluate.fresh_scenes import as_tensor
 from zoo.evaluate.metrics import frechet_distance, inception_fid, kernel_distance, precision_recall
 
 CLIP = Path(__file__).parent.parent.parent / "weights" / "clip-small"
@@ -172,8 +173,8 @@ def test_fresh_drawings_are_near_each_other_and_noise_is_not(clip: Clip) -> None
 def test_scores_know_which_caption_is_whose(clip: Clip) -> None:
     held = fresh.fresh(clip, 32)
     scenes = fresh._scenes(32, [0, 0])
-    right = torch.cat(fresh.scores(clip, fresh.draw(scenes, 64), held.prompts))
-    wrong = torch.cat(fresh.scores(clip, fresh.draw(scenes, 64), held.prompts[1:] + held.prompts[:1]))
+    right = torch.cat(fresh.scores(clip, as_tensor(scenes, 64), held.prompts))
+    wrong = torch.cat(fresh.scores(clip, as_tensor(scenes, 64), held.prompts[1:] + held.prompts[:1]))
     assert right.mean() == pytest.approx(held.drawn_score)
     assert ((right >= 0) & (right <= 100)).all()
     assert right.mean() > wrong.mean() + 10

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from zoo.interface import Conditioning
 from zoo.pipeline import Pipeline
 from zoo.train import RecipeError, TrainingError, adapters, run
 from zoo.train.learners import learners
-from zoo.train.methods import METHODS
+from zoo.train.methods import Method
 from zoo.train.optimise import optimiser
 from zoo.train.personalise import AdapterRecipe, AdapterTask, _rows, exchanged
 from zoo.train.recipe import read_toml, validate
@@ -156,7 +157,7 @@ def descend(learner: AdapterTask, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(Method))
 def test_a_fixed_batch_is_learned_and_nothing_else_changes(home: Path, method: str) -> None:
     rate = "optimiser.lr=0.002" if method == "full" else "optimiser.lr=0.05"
     learner = task(home, *by(method), rate)
@@ -172,7 +173,7 @@ def test_a_fixed_batch_is_learned_and_nothing_else_changes(home: Path, method: s
         assert len(changed) > 0.9 * sum(name.startswith("generator.") for name in before)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(Method))
 def test_what_a_run_leaves_changes_the_pictures_that_ask_for_it(home: Path, method: str) -> None:
     summary = run(home / "recipe.toml", [*by(method), f"out={home / method}"], device="cpu")
     fresh = zoo.load("tiny", device="cpu")
@@ -363,7 +364,7 @@ def test_guided_predictions_of_the_prior(home: Path) -> None:
     assert float(learner.loss(model, batch, 0.0)[1]["prior"]) > 1e-6
 
 
-@pytest.mark.parametrize("method", [*METHODS])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_a_prior_of_predictions_is_nothing_to_learn_until_something_is_forgotten(home: Path, method: str) -> None:
     (home / "more.txt").write_text("two stars\n\na blue cat \n", "utf-8")
     more = [f"method={method}", 'word={name="Zip", like="star"}', "dropout=0.5", "prior.learn=predictions"]

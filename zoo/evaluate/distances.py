@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.draw import render
 from zoo.data.scenes import random_scene
+from zoo.evaluate.fresh_scenes import as_tensor
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
@@ -35,7 +35,6 @@ def reconstruction_psnr(
     scenes = [random_scene(rng, split="dev" if i % 3 == 2 else "train") for i in range(n)]
     found = []
     for start in range(0, n, batch):
-        pictures = np.stack([render(scene, size) for scene in scenes[start : start + batch]])
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+        images = as_tensor(scenes[start : start + batch], size)
         found.append(psnr(reconstruct(images).cpu(), images))
     return float(torch.cat(found).mean())

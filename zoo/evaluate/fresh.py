@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zoo.clip import Clip
 from zoo.data.captions import Language, caption
-from zoo.data.draw import render
 from zoo.data.scenes import Scene, random_scene
+from zoo.evaluate.fresh_scenes import as_tensor
 from zoo.evaluate.metrics import frechet_distance, kernel_distance, precision_recall
 
 ENOUGH = 2000  # pictures from which the Fréchet distance is taken
@@ -78,7 +78,7 @@ def fresh(clip: Clip, n: int, *, seed: int = 0, language: Language = "en") -> Fr
     said, others = (_scenes(n, [seed, stream]) for stream in range(2))
     rng = np.random.default_rng([seed, 2])
     prompts = tuple(caption(scene, language, rng, full=True) for scene in said)
-    asked, pictures = draw(said, _size(clip)), draw(others, _size(clip))
+    asked, pictures = as_tensor(said, _size(clip)), as_tensor(others, _size(clip))
     truth = features(clip, pictures)
     score = float(torch.cat(scores(clip, asked, prompts)).mean())
     drawn = closeness(features(clip, asked), truth)
@@ -142,11 +142,6 @@ def scores(clip: Clip, images: Tensor, prompts: Sequence[str]) -> list[Tensor]:
     starts = range(0, len(images), BATCH)
     parts = [(images[s : s + BATCH].to(_device(clip)), prompts[s : s + BATCH]) for s in starts]
     return [clip.score(pictures, said).cpu() for pictures, said in parts]
-
-
-def draw(scenes: Sequence[Scene], size: int) -> Tensor:
-    """Scenes as pictures [scenes, 3, size, size] in [0, 1]."""
-    return torch.from_numpy(np.stack([render(scene, size) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
 def _scenes(n: int, key: Sequence[int]) -> list[Scene]:

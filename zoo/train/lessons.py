@@ -46,7 +46,7 @@ class Lesson(TypedDict):
 
 
 def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | None = None) -> list[Lesson]:
-    """A row a run, in the order of the lessons, and the rows of `saved`, which are not measured again if of these files.
+    """A row a run, in the order of the lessons, and the rows of `saved`: those of these files are not measured again.
 
     Raises:
         ValueError: a folder that is no run of an adapter, one that learned from other pictures than a lesson's, or two

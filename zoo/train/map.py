@@ -44,9 +44,7 @@ class MapRecipe(UNetRecipe):
     @model_validator(mode="after")
     def _judges_maps(self) -> Self:
         if self.judged or "prompts" in self.model_fields_set:
-            raise ValueError(
-                "fresh maps are drawn and judged, `shown` of them: leave out judged and prompts"
-            )
+            raise ValueError("fresh maps are drawn and judged, `shown` of them: leave out judged and prompts")
         return self
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 from pydantic import Field
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from zoo.train.personalise import AdapterRecipe
 
 Method: TypeAlias = Literal["lora", "prefix", "lora+prefix", "textual-inversion", "full"]
-METHODS: tuple[Method, ...] = get_args(Method)
 T = TypeVar("T")
 BASE = Path("base.json")  # which weights an adapter was trained on: those of the parts that it changes or listens to
 PROJECTIONS = r"re:(.*\.)?(to_[qkv]|to_out|[qkv]_proj|out_proj|[qkvo])"  # of attention, in all families and text towers

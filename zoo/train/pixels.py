@@ -27,13 +27,12 @@ from zoo.diffusion.sample import sample
 from zoo.efficient_unet import EfficientUNet, EfficientUNetConfig
 from zoo.evaluate.enlarging import measure
 from zoo.imagen.parts import BASE, BaseConfig, CascadeDecoder, PixelGenerator
-from zoo.interface import Conditioning, Sampling, TextFeatures
+from zoo.interface import Conditioning, Sampling
 from zoo.train.cache import Array, picked, scenes
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
-from zoo.train.text_to_image import Denoising, PromptRecipe, PromptTask, TextRecipe, TextTask, all_of
+from zoo.train.text_to_image import UNREAD, Denoising, PromptRecipe, PromptTask, TextRecipe, TextTask, all_of
 
-UNREAD = TextFeatures(torch.zeros(1, 1, 1), None, None, "none")  # the text of a stage that does not look at it
 FACTOR = Field(2, ge=1)  # how much smaller than the drawn scenes the small pictures are, per side
 
 

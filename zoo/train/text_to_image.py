@@ -32,6 +32,7 @@ from zoo.train.task import Batch, Image, Task, grid
 
 CHUNK = 25  # pictures or captions encoded at once: few stay in the cache, and go twice as fast as 200
 T5_CONFIG = Path("text_encoder") / "config.json"  # in a model folder; a T5 alone has it at its top
+UNREAD = TextFeatures(torch.zeros(1, 1, 1), None, None, "none")  # the text of a network that does not look at it
 AT_ONCE = 32  # pictures drawn at once for the checker
 JUDGED_SEED = 1  # other scenes than those that a finished model is scored on
 LANGUAGES: tuple[Language, ...] = ("en", "zh")

@@ -36,9 +36,8 @@ from zoo.train.cache import Array, picked, scenes
 from zoo.train.prior import HALVES, embeddings
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
-from zoo.train.text_to_image import AT_ONCE, Denoising, TextRecipe, TextTask
+from zoo.train.text_to_image import AT_ONCE, UNREAD, Denoising, TextRecipe, TextTask
 
-UNREAD = TextFeatures(torch.zeros(1, 1, 1), None, None, "none")  # the text of a decoder that does not look at it
 SHOWN = 16  # fresh scenes of the sample grid, each beside what is decoded of it
 
 
