@@ -666,3 +666,23 @@ def test_class_pictures_show_nothing_that_is_held_out(recipe: str, monkeypatch: 
     said += [f"{ZH_COLOUR[colour]}的?{ZH_OBJECT[shape][0]}" for colour, shape in kept]
     assert said
     assert not [(prompt, one) for prompt in prompts for one in said if re.search(one, prompt)]
+
+
+def test_a_run_begins_with_what_another_left(home: Path) -> None:
+    both = ["method=lora+prefix", 'word={name="Zip", like="star"}']
+    left = run(home / "recipe.toml", [*both, f"out={home / 'first'}"], device="cpu").folder
+    more = task(home, *both)
+    fresh = {name: tensor.clone() for name, tensor in more.build().state_dict().items()}
+    more.start(more.build(), left)
+    begun = more.build().state_dict()
+    changed = {name.split(".")[0] for name in begun if not torch.equal(begun[name], fresh[name])}
+    assert changed == {"lora", "prefix", "textual_inversion"}
+    (home / "again").mkdir()
+    more.export(more.build(), home / "again")
+    for file in ("lora.safetensors", "prefix.safetensors", "word.safetensors"):
+        again, first = load_file(home / "again" / file), load_file(left / file)
+        assert all(torch.allclose(again[name], first[name], atol=1e-3) for name in first), file
+    with pytest.raises(ValueError, match="trained on other weights than those of imagen"):
+        task(home, "model=imagen").trained.begin(left)
+    with pytest.raises(ValueError, match="say model="):
+        task(home, "method=full").trained.begin(left)

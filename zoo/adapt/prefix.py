@@ -112,6 +112,21 @@ class Prefix(nn.Module):
             layer.mlp = None
         return self
 
+    @torch.no_grad()
+    def begin_as(self, other: Prefix) -> None:
+        """Take over the pairs and gates of another prefix, of this one's shape; an MLP begins where they are.
+
+        Raises:
+            ValueError: it is of other attentions, or of another length or width.
+        """
+        shapes = [{name: layer.pairs.shape for name, layer in one.layers.items()} for one in (self, other)]
+        if shapes[0] != shapes[1]:
+            apart = sorted(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
+            raise ValueError(f"a prefix cannot begin as one that differs in {', '.join(apart)}")
+        for name, layer in other.layers.items():
+            self.layers[name].pairs.copy_(layer.final())
+            self.layers[name].gate.copy_(layer.gate)
+
     def save(self, path: str | Path, part: str, dtype: torch.dtype | None = None) -> None:
         """Write a small safetensors file for the network called `part`; an MLP is folded in what is written."""
         stored: dict[str, Tensor] = {}

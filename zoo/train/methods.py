@@ -28,6 +28,7 @@ from zoo.adapt import lora, prefix, words
 from zoo.adapt.adapters import Adapters
 from zoo.adapt.files import LORA, PREFIX, WORD
 from zoo.adapt.formats import write
+from zoo.adapt.report import load as read_lora
 from zoo.config import ROLES, Role
 from zoo.interface import Adaptable, Decoder, Generator, TextEncoder
 from zoo.pipeline import Pipeline
@@ -216,6 +217,33 @@ class Trained:
             self._changes(role, part)
         return nn.ModuleDict(chosen)
 
+    @torch.no_grad()
+    def begin(self, folder: Path) -> None:
+        """Go on from what a run left, or from an adapter that ships; LoRAs may be of a lower rank.
+
+        Raises:
+            ValueError: it lacks a file, one does not fit, or was made for other weights; or all weights are trained.
+        """
+        parts = cast(Mapping[str, nn.Module], self.model)
+        if "full" in parts:
+            raise ValueError(f"all weights that were trained are a model: say model={folder}, and remove init")
+        if (folder / BASE).is_file() and not goes_with(folder, self.base):
+            raise ValueError(f"{folder} was trained on other weights than those of {self.pipe.name}: remove init")
+        if "lora" in parts:
+            loras = cast("Mapping[str, lora.LoRA]", parts["lora"])
+            begun, _ = read_lora(folder / LORA, self.pipe.adaptable())
+            if begun.keys() != loras.keys():
+                raise ValueError(f"{folder / LORA} is of {', '.join(begun)}, but lora.targets of {', '.join(loras)}")
+            for name, mine in loras.items():
+                mine.begin_as(begun[name])
+        if "prefix" in parts:
+            prefixes = cast("Mapping[str, prefix.Prefix]", parts["prefix"])
+            for name, own in prefixes.items():
+                own.begin_as(prefix.Prefix.load(folder / _prefix_file(name, len(prefixes)))[1])
+        if "textual_inversion" in parts:
+            word = cast(words.Word, parts["textual_inversion"])
+            word.row.copy_(words.Word.load(folder / WORD).row)
+
     def export(self, average: nn.Module, folder: Path) -> None:
         """The files of what was trained, and which weights they adapt; `average` has the shape of `model`."""
         write_base(self.base, self.roles, folder)
@@ -225,8 +253,7 @@ class Trained:
         if "prefix" in parts:
             prefixes = cast("Mapping[str, prefix.Prefix]", parts["prefix"])
             for name, one in prefixes.items():
-                file = PREFIX if len(prefixes) == 1 else PREFIX.with_stem(f"{PREFIX.stem}-{name}")
-                one.save(folder / file, name, torch.float16)
+                one.save(folder / _prefix_file(name, len(prefixes)), name, torch.float16)
         if "textual_inversion" in parts:
             cast(words.Word, parts["textual_inversion"]).save(folder / WORD)
         if "full" in parts:
@@ -257,6 +284,10 @@ class Trained:
             summary=f"{self.pipe.name}, all of whose {', '.join(trained)} was trained on {self.recipe.pictures.name}.",
             **said,  # type: ignore[arg-type]
         )
+
+
+def _prefix_file(part: str, prefixes: int) -> Path:
+    return PREFIX if prefixes == 1 else PREFIX.with_stem(f"{PREFIX.stem}-{part}")
 
 
 def _stages(decoder: object) -> Sequence[object]:

@@ -183,6 +183,9 @@ class AdapterTask(Task[AdapterRecipe]):
     def build(self) -> nn.Module:
         return self.trained.model
 
+    def start(self, model: nn.Module, folder: Path) -> None:
+        self.trained.begin(folder)
+
     def pace(self, name: str) -> float:
         return self.trained.pace(name)
 
