@@ -12,13 +12,11 @@ import argparse
 import multiprocessing
 import os
 import platform
-import re
 import resource
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.adm import AdmUNet, AdmUNetConfig
+from zoo.cost import peak_resident
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.noise import ImageNoise
 from zoo.diffusion.objective import loss
@@ -136,9 +135,9 @@ def full_size(config: EfficientUNetConfig, size: int) -> dict[str, float]:
 
 def peak() -> float:
     """The most memory this process has held, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux, getrusage begins with what the parent held
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10  # type: ignore[index]
+    known = peak_resident()
+    if known is not None:
+        return known
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

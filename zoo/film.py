@@ -115,7 +115,8 @@ def record(
 
     result = pipe(prompts, callback=observe, **{**settings, "batch": 1})
     films = [Film(tuple(frames)) for frames in recorder.reels] or [Film(())] * len(result)
-    return result, [Film(()) if i < len(result.unsafe) and result.unsafe[i] else film for i, film in enumerate(films)]
+    hidden = {i for i, unsafe in enumerate(result.unsafe) if unsafe}
+    return result, [Film(()) if i in hidden else film for i, film in enumerate(films)]
 
 
 class _Recorder:

@@ -54,11 +54,8 @@ FAMILIES = {
 SINGLE_FILES = "zoo.stable_diffusion.pretrained"  # whose `load_file` reads files that hold a whole model
 
 # Where models are, and which of `load`'s options say how they are read there.
-HEEDED = {
-    "a model folder of the zoo": (),
-    "a diffusers folder": ("variant", "clip_skip"),
-    "a single file": ("prediction", "clip_skip"),
-}
+OWN, FOLDER, FILE = "a model folder of the zoo", "a diffusers folder", "a single file"
+HEEDED = {OWN: (), FOLDER: ("variant", "clip_skip"), FILE: ("prediction", "clip_skip")}
 
 
 @dataclass(frozen=True)
@@ -256,26 +253,25 @@ class PublishedModel:
 
 def _kind(place: Path) -> str:
     """Which of `HEEDED` a place is."""
-    own, folder, file = HEEDED
     if place.is_file():
-        return file
-    return folder if published.inside(place, INDEX).is_file() else own
+        return FILE
+    return FOLDER if published.inside(place, INDEX).is_file() else OWN
 
 
 def _source(place: Path, how: Reading) -> Source:
     options = {"clip_skip": how.clip_skip} if how.clip_skip else {}
-    dtype = how.dtype or torch.float32
-    if place.is_file():
+    dtype, kind = how.dtype or torch.float32, _kind(place)
+    if kind == FILE:
         module = importlib.import_module(SINGLE_FILES)
         tokenizer = registry.clip_tokenizer
         found = module.load_file(place, dtype=dtype, prediction=how.prediction, tokenizer=tokenizer, **options)
         return PublishedModel(found)
-    if not published.inside(place, INDEX).is_file():
+    if kind == OWN:
         return OwnFolder(place, configs.read(place))
-    kind = published.options(place, INDEX).get("_class_name")
-    if kind not in FAMILIES:
-        raise ValueError(f"{place / INDEX} is of a {kind!r}: published pipelines that load are {', '.join(FAMILIES)}")
-    module = importlib.import_module(FAMILIES[str(kind)])
+    family = published.options(place, INDEX).get("_class_name")
+    if family not in FAMILIES:
+        raise ValueError(f"{place / INDEX} is of a {family!r}: published pipelines that load are {', '.join(FAMILIES)}")
+    module = importlib.import_module(FAMILIES[str(family)])
     return PublishedModel(module.load_folder(place, variant=how.variant, dtype=dtype, **options))
 
 

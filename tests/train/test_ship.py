@@ -168,7 +168,13 @@ def test_a_run_that_is_not_there_leaves_the_old_folder_alone(recipe: ShipRecipe,
 
 
 @pytest.mark.parametrize(
-    "given", [["--keep", "--only", "decoder"], ["--shared", "--keep"], ["--shared", "--measure", "gates"]]
+    "given",
+    [
+        ["--keep", "--only", "decoder"],
+        ["--shared", "--keep"],
+        ["--shared", "--measure", "gates"],
+        ["--shared", "--adapters"],
+    ],
 )
 def test_flags_that_do_not_go_together_are_told(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["ship", str(ROOT / "recipes" / "gan-small.toml"), *given])

@@ -52,17 +52,17 @@ def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | No
         ValueError: a folder that is no run of an adapter, one that learned from other pictures than a lesson's, or two
             that learned the same in the same way.
     """
-    entered: dict[tuple[str, str], Path] = {}
+    entered: dict[tuple[str, str], tuple[Path, float]] = {}
     for folder in folders:
         said = story_of(folder)
         lesson, method = Path(said["recipe"]["pictures"]).name, str(said["recipe"]["method"])
         if lesson not in LESSONS or method == "full":
             raise ValueError(f"{folder} is no lesson by an adapter: it learned {lesson} by {method}")
         if (lesson, method) in entered:
-            raise ValueError(f"{folder} and {entered[lesson, method]} both learned {lesson} by {method}: give one")
-        entered[lesson, method] = folder
+            raise ValueError(f"{folder} and {entered[lesson, method][0]} both learned {lesson} by {method}: give one")
+        entered[lesson, method] = folder, said["minutes"]
     known = _read(saved)
-    for (lesson, method), folder in entered.items():
+    for (lesson, method), (folder, minutes) in entered.items():
         one = opened(folder, folder.parent.name)
         pipe, files = cast(Pipeline, one.pipe), files_of(folder)
         digest = fingerprint(*weights_of(pipe).values(), *map(sha256, files), steps)
@@ -74,7 +74,7 @@ def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | No
             score=score(one, lesson, steps=steps),
             parameters=sum(tensor.numel() for file in files for tensor in read(file).values()),
             bytes=one.bytes,
-            minutes=story_of(folder)["minutes"],
+            minutes=minutes,
             milliseconds=_switch(pipe, folder),
             steps=steps,
             digest=digest,

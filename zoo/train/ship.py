@@ -379,7 +379,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.keep and arguments.only:
         parser.error("--keep leaves all parts as they are, --only writes some: give one of them")
-    if arguments.shared and (arguments.keep or arguments.only or arguments.adapters or arguments.measure is not None):
+    more = (arguments.adapters, arguments.measure, arguments.only)
+    if arguments.shared and (arguments.keep or any(given is not None for given in more)):
         parser.error("--shared writes the shared CLIP and does nothing else: measure and add adapters in a second call")
     recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
     if arguments.out is not None:
