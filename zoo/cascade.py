@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from zoo.diffusion.convention import Convention, grid_of
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.noise import INITIAL
-from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import Conditioning, NoiseSource, Observer, Sampling, TextFeatures, TextSpec

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from zoo import tensors
-from zoo.diffusion.published import SPACING
+from zoo.diffusion.convention import SPACING
 from zoo.interface import Sampling
 from zoo.pipeline import Pipeline
 from zoo.published import INDEX

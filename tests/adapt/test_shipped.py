@@ -20,7 +20,8 @@ from zoo.adapt.words import Word
 from zoo.app.models import Models
 from zoo.train.loop import STORY
 from zoo.train.methods import BASE, goes_with, weights_of, write_base
-from zoo.train.ship import Adapter, ShipRecipe, add_adapters
+from zoo.train.model_recipe import Adapter, ShipRecipe
+from zoo.train.ship import add_adapters
 
 ZIP = "a Zip circle"
 QUICK = {"n": 1, "steps": 1, "progress": False}

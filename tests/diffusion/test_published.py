@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.diffusion import published
+from zoo.diffusion import convention, published
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.noise import GivenNoise
 from zoo.diffusion.sample import sample
@@ -182,11 +182,11 @@ def test_samplers_that_add_noise_leave_none_in_the_picture() -> None:
     """Stable Diffusion 1 ends its own PLMS at the least noise, which another sampler's last step would add."""
     read = published.read({"_class_name": "PNDMScheduler", **SD, **PLMS, "set_alpha_to_one": False})
     for sampler in SAMPLERS:
-        grid = published.grid_of(read.convention, read.schedule, Sampling(5, sampler, published.SPACING))
+        grid = convention.grid_of(read.convention, read.schedule, Sampling(5, sampler, convention.SPACING))
         assert grid is not None
-        assert (float(grid.sigma[-1]) == 0) == (sampler in published.NOISY), sampler
+        assert (float(grid.sigma[-1]) == 0) == (sampler in convention.NOISY), sampler
     drawn = {sampler for sampler in SAMPLERS if SAMPLERS[sampler] in (ddpm, euler_ancestral, dpmpp_2m_sde, lcm)}
-    assert drawn == set(published.NOISY)
+    assert drawn == set(convention.NOISY)
 
 
 def test_the_pipeline_may_name_another_class_than_the_file() -> None:
@@ -229,4 +229,4 @@ def test_what_cannot_be_followed_is_named(said: dict[str, object], message: str)
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_impossible_numbers_of_steps(steps: int) -> None:
     with pytest.raises(ValueError, match="step"):
-        published.Convention("strided").grid(Schedule(), steps)
+        convention.Convention("strided").grid(Schedule(), steps)

@@ -18,8 +18,9 @@ from zoo.gan.parts import GanGenerator
 from zoo.interface import Conditioning
 from zoo.text.clip import ClipTextEncoder
 from zoo.train import RecipeError, TrainingError, gan, optimise, run, text_to_image
+from zoo.train.assemble import assemble
+from zoo.train.model_recipe import ShipRecipe
 from zoo.train.recipe import read_toml, validate
-from zoo.train.ship import ShipRecipe, assemble
 from zoo.train.task import Batch, to_float
 
 ROOT = Path(__file__).parents[2]

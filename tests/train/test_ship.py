@@ -18,10 +18,12 @@ from zoo.adapt.lora import LoRA
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
 from zoo.train import PARTS, ship
+from zoo.train.assemble import TRAINED, assemble
 from zoo.train.distil import load_teacher
 from zoo.train.methods import weights_of, write_base
+from zoo.train.model_recipe import ShipRecipe, Source
 from zoo.train.recipe import read_toml
-from zoo.train.ship import TRAINED, ShipRecipe, Source, add_adapters, assemble, retell
+from zoo.train.ship import add_adapters, retell
 
 ROOT = Path(__file__).parents[2]
 BEFORE = {"step": 2, "images": 64, "minutes": 0.25}

@@ -26,10 +26,10 @@ from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import Step
 from zoo.tensors import sha256
 from zoo.train import cache, prior, run, unclip, unclip_measures
-from zoo.train import ship as shipping
+from zoo.train.assemble import assemble, share, tell_sharers
 from zoo.train.measure import measure
+from zoo.train.model_recipe import ShipRecipe
 from zoo.train.recipe import read_toml
-from zoo.train.ship import ShipRecipe, assemble, share
 from zoo.weights import save_part
 
 ROOT = Path(__file__).parents[2]
@@ -280,7 +280,7 @@ def test_stages_that_are_shared_may_change(runs: Path, tmp_path: Path) -> None:
     enlarger(runs, tmp_path, torch.float16)
     with pytest.raises(ValueError, match="imagen-tiny/super-resolution/model.safetensors is damaged"):
         zoo.load(folder, device="cpu")
-    shipping._tell_sharers(tmp_path, "imagen-tiny")
+    tell_sharers(tmp_path, "imagen-tiny")
     after = zoo.load(folder, device="cpu")("a red star", progress=False)
     assert 0 < (after.tensor - before.tensor).abs().max() < 0.2
     assert configs.read(folder).decoder.upsamplers is not None

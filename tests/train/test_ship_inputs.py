@@ -16,10 +16,11 @@ from zoo.data.maps import CLASSES
 from zoo.evaluate.checker import Reading, Verdict
 from zoo.stable_diffusion.parts import LatentGenerator
 from zoo.stable_diffusion.unet import UNet
+from zoo.train.assemble import assemble
 from zoo.train.map import MapRecipe
 from zoo.train.measure import Measuring, measure
+from zoo.train.model_recipe import ShipRecipe
 from zoo.train.recipe import read_toml, validate
-from zoo.train.ship import ShipRecipe, assemble
 
 ROOT = Path(__file__).parents[2]
 

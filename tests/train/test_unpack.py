@@ -12,7 +12,8 @@ import torch
 import zoo
 from zoo import config as configs
 from zoo.train import run
-from zoo.train.ship import ShipRecipe, assemble
+from zoo.train.assemble import assemble
+from zoo.train.model_recipe import ShipRecipe
 from zoo.train.unpack import unpack
 
 pytestmark = pytest.mark.usefixtures("same_cache")

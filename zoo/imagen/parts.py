@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
 from zoo.cascade import Stage, settings, shrunk
+from zoo.diffusion.convention import Convention, grid_of
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.inputs import check_size
-from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.imagen.keys import IF

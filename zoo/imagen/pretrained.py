@@ -21,6 +21,7 @@ from zoo import published, tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
 from zoo.cascade import Stage, StageConfig
 from zoo.diffusion import published as schedulers
+from zoo.diffusion.convention import SPACING
 from zoo.diffusion.denoiser import Variance
 from zoo.imagen.configs import adm_config_from_diffusers
 from zoo.imagen.keys import adm_from_diffusers
@@ -169,4 +170,4 @@ def _variance(config: AdmUNetConfig, schedule: schedulers.Published, channels: i
 
 def _sampling(usual: Sampling, schedule: schedulers.Published) -> Sampling:
     said = {"sampler": schedule.sampler, "threshold": schedule.threshold, "cap": schedule.cap}
-    return replace(usual, spacing=schedulers.SPACING, **said)  # type: ignore[arg-type]
+    return replace(usual, spacing=SPACING, **said)  # type: ignore[arg-type]

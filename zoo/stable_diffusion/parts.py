@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from zoo import tensors
+from zoo.diffusion.convention import Convention, grid_of
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.inputs import check_size
-from zoo.diffusion.published import Convention, grid_of
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo import published, tensors
 from zoo.diffusion import published as schedulers
+from zoo.diffusion.convention import SPACING
 from zoo.diffusion.denoiser import Target
 from zoo.interface import Sampling
 from zoo.published import INDEX, Assembly
@@ -225,7 +226,7 @@ def _assembly(
     defaults = Sampling(
         steps=STEPS,
         sampler=schedule.sampler,
-        spacing=schedulers.SPACING,
+        spacing=SPACING,
         guidance=GUIDANCE,
         threshold=schedule.threshold,
         cap=schedule.cap,
