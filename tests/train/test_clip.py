@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.train.ends import check_same_end
 from zoo.clip import Clip
 from zoo.text.clip import ClipTextEncoder
 from zoo.train import RecipeError, TrainingError, cache, clip, run
@@ -89,14 +90,18 @@ def test_a_missing_tokenizer_is_told_before_anything_is_drawn(home: Path, tmp_pa
 
 @pytest.mark.parametrize("train", ["both", "vision"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path, train: str) -> None:
-    more = ["checkpoint_every=2", f"train={train}", *([f"init={home / 'clip' / 'final'}"] if train == "vision" else [])]
+    more = [
+        "checkpoint_every=2",
+        "optimiser.warmup=0",
+        f"train={train}",
+        *([f"init={home / 'clip' / 'final'}"] if train == "vision" else []),
+    ]
     whole, parts = home / f"whole-{train}", home / f"parts-{train}"
     run(home / "clip.toml", [f"out={whole}", *more], device="cpu")
     run(home / "clip.toml", [f"out={parts}", *more], device="cpu")
     (parts / "checkpoints" / "step-00000004.safetensors").unlink()  # as if it had been killed before the last one
     run(home / "clip.toml", [f"out={parts}", *more], device="cpu", resume=True)
-    expected, got = (load_file(folder / "final" / "model.safetensors") for folder in (whole, parts))
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    check_same_end(whole, parts)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,12 @@ def test_a_resumed_distillation_is_the_uninterrupted_one_bit_for_bit(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_the_target_of_both_kinds_of_student_decays_alike() -> None:
+    settings = {"part": "lcm", "steps": 1, "teacher": "nowhere"}
+    assert [kind.model_validate(settings).ema for kind in (lcm.LcmRecipe, lcm.LcmLoraRecipe)] == [0.95, 0.95]
+    assert lcm.LcmLoraRecipe.model_validate(settings).guidance == 7.0
+
+
 def test_the_target_is_the_running_average(home: Path, overrides: list[str], tmp_path: Path) -> None:
     """Without an average, a target is the student of the step before: another run than with one."""
     runs = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from zoo.train.task import Batch, Metrics, Task
 from zoo.train.task import Image as Pixels
 
 ROOT = Path(__file__).parents[2]
+END = "step-00000012.safetensors"
 
 
 class TinyRecipe(Recipe):
@@ -52,6 +54,9 @@ class TinyTask(Task[TinyRecipe]):
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         value = (model(batch["x"] + 0.1 * torch.randn_like(batch["x"])) + batch["x"]).square().mean()
         return value + batch["bad"], {"progress": torch.tensor(progress)}
+
+    def start(self, model: nn.Module, folder: Path) -> None:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
 
     def inspect(self, model: nn.Module) -> tuple[Pixels | None, dict[str, float]]:
         return np.zeros((8, 8, 3), np.uint8), {"norm": float(sum(p.norm() for p in model.parameters()))}
@@ -130,31 +135,94 @@ from test_loop import TinyTask, recipe
 from zoo.train import checkpoint
 from zoo.train.loop import train
 
-write = checkpoint.save_file
+out, moment = Path(sys.argv[1]), sys.argv[3]
+write, replace, loss, export = checkpoint.save_file, os.replace, TinyTask.loss, TinyTask.export
+steps = []
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def cut(tensors, path, metadata):
     write(tensors, path, metadata=metadata)
-    if "step-00000008" in str(path):  # the machine dies when half of the second checkpoint is written
+    if moment == "checkpoint" and "step-00000008" in str(path):  # half of the second one is written
         os.truncate(path, path.stat().st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save_file = cut
-train(TinyTask, recipe(Path(sys.argv[1])), device="cpu")
+        die()
+
+def stopped(self, model, batch, progress):
+    steps.append(progress)
+    if moment == "step" and len(steps) == 7:
+        die()
+    return loss(self, model, batch, progress)
+
+def moved(source, target):
+    replace(source, target)
+    if moment == "renames" and Path(source) == out / "final":  # the old one is aside, the new one not in its place
+        die()
+
+def half(self, model, folder):
+    export(self, model, folder)
+    if moment == "export":
+        die()
+
+checkpoint.save_file, os.replace, TinyTask.loss, TinyTask.export = cut, moved, stopped, half
+train(TinyTask, recipe(out), device="cpu", resume=True)
 """
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_from_the_last_whole_checkpoint(whole: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+def killed(out: Path, moment: str) -> None:
+    """A run into `out`, or one that goes on there, in a process that dies at a moment."""
+    command = [sys.executable, "-c", KILLED, str(out), str(Path(__file__).parent), moment]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoints(tmp_path) == ["step-00000004.safetensors"]
-    assert list((tmp_path / "checkpoints").glob(".*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "newest"), [("step", 4), ("checkpoint", 4), ("export", 12)], ids=["step", "checkpoint", "export"]
+)
+def test_a_killed_run_goes_on_from_the_last_whole_checkpoint(
+    whole: Path, tmp_path: Path, moment: str, newest: int
+) -> None:
+    killed(tmp_path, moment)
+    assert checkpoints(tmp_path)[0] == f"step-{newest:08d}.safetensors"
+    assert not (tmp_path / "final").exists()
+    assert bool(list(tmp_path.rglob(".*.tmp"))) is (moment != "step")
     train(TinyTask, recipe(tmp_path), device="cpu", resume=True)
+    assert same(tmp_path / "checkpoints" / END, whole / "checkpoints" / END)
     assert same(tmp_path / "final" / "model.safetensors", whole / "final" / "model.safetensors")
-    assert not list((tmp_path / "checkpoints").glob(".*.tmp"))  # what the dead process left is cleared away
+    assert not list(tmp_path.rglob(".*.tmp"))  # what the dead process left is cleared away
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["resume", "init", "replacing"])
+def test_an_export_is_not_lost_between_the_two_renames_that_replace_it(
+    whole: Path, tmp_path: Path, reader: str
+) -> None:
+    out, more = tmp_path / "out", tmp_path / "more"
+    shutil.copytree(whole, out)
+    killed(out, "renames")
+    final, kept = out / "final", whole / "final" / "model.safetensors"
+    assert not final.exists()
+    if reader == "resume":
+        train(TinyTask, recipe(out), device="cpu", resume=True)
+    elif reader == "init":  # nobody has written there since
+        train(TinyTask, recipe(more, init=final, steps=1), device="cpu")
+        assert (more / "final").is_dir()
+    else:
+        with pytest.raises(OSError, match="full"), checkpoint.replacing(final):
+            raise OSError("the disk is full")
+    assert same(final / "model.safetensors", kept)
+    assert not list(out.glob(".*.old.*.tmp"))
+
+
+def test_a_folder_that_a_living_process_replaces_is_left_to_it(tmp_path: Path) -> None:
+    aside = tmp_path / f".final.old.{os.getppid()}.tmp"
+    aside.mkdir()
+    checkpoint.restore(tmp_path / "final")
+    assert aside.exists()
+    aside.rename(tmp_path / ".final.old.999999999.tmp")
+    checkpoint.restore(tmp_path / "final")
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.train.ends import check_same_end
 from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, caption
 from zoo.data.scenes import COLOURS, SHAPES, Description, heldout
 from zoo.evaluate.checker import Verdict
@@ -217,6 +218,28 @@ def test_a_decoder_trained_alone_keeps_the_latents(home: Path) -> None:
     assert any(not torch.equal(was[name], now[name]) for name in was if name.startswith("decoder."))
 
 
+def test_a_decoder_trained_from_a_vae_that_shipped_in_eight_bits_fits_its_generators(home: Path) -> None:
+    """The encoder is rounded, and its latents go by the name that they had before."""
+    before, init, out = vae.load_part(home / "vae" / "final"), home / "shipped-vae", home / "decoder-of-shipped"
+    arguments, _ = before.save(init, torch.int8)
+    (init / "config.json").write_text(json.dumps(arguments), "utf-8")
+    run(home / "vae.toml", [f"out={out}", f"init={init}", "train=decoder"], device="cpu")
+    after = vae.load_part(out / "final")
+    assert not torch.equal(after.vae.encoder.stem.weight, before.vae.encoder.stem.weight)
+    assert after.needs == before.needs
+    run(home / "vae.toml", [f"out={home / 'whole-of-shipped'}", f"init={init}"], device="cpu")
+    assert vae.load_part(home / "whole-of-shipped" / "final").needs != before.needs, "another encoder, another space"
+
+
+@pytest.mark.parametrize(
+    ("crop", "said"),
+    [("72", "crop = 72 must be at most data.size, which is 64"), ("33", "crop = 33 is no multiple of 2, by which")],
+)
+def test_windows_lie_within_pictures(home: Path, crop: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        run(home / "vae.toml", [f"out={home / 'none'}", f"crop={crop}"], device="cpu")
+
+
 def test_a_decoder_alone_needs_the_latents_it_decodes(home: Path) -> None:
     with pytest.raises(RecipeError, match="needs init"):
         run(home / "vae.toml", ["train=decoder"], device="cpu")
@@ -233,12 +256,14 @@ def test_a_resumed_part_is_the_uninterrupted_one_bit_for_bit(home: Path, part: s
     alone = ["train=decoder", f"init={home / 'vae' / 'final'}", "noise=0.1"]
     latent = part in ("unet", "muon")
     recipe, muon = home / f"{'unet' if latent else 'vae'}.toml", [*frozen, "optimiser.kind=muon"]
-    more = ["checkpoint_every=1", *{"vae": [], "decoder": alone, "unet": frozen, "muon": muon}[part]]
+    more = [
+        "checkpoint_every=1",
+        "optimiser.warmup=0",
+        *{"vae": [], "decoder": alone, "unet": frozen, "muon": muon}[part],
+    ]
     whole, parts = home / f"{part}-whole", home / f"{part}-parts"
     for out in (whole, parts):
         run(recipe, [f"out={out}", *more], device="cpu")
     (parts / "checkpoints" / "step-00000003.safetensors").unlink()  # as if it had been killed before the last one
     run(recipe, [f"out={parts}", *more], device="cpu", resume=True)
-    name = f"final/{'unet' if latent else 'vae'}/model.safetensors"
-    expected, got = load_file(whole / name), load_file(parts / name)
-    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    check_same_end(whole, parts)

@@ -22,19 +22,23 @@ import zoo
 from tests.conftest import captions, write_model
 from tests.dalle2 import unclip
 from tests.imagen.tiny import base, stage, t5
+from zoo.adapt import active
 from zoo.adapt.formats import write
 from zoo.adapt.lora import LoRA
-from zoo.adapt.words import Word
+from zoo.adapt.prefix import reading
+from zoo.adapt.words import Word, inject, teach
 from zoo.config import ROLES
 from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, plural
 from zoo.data.folder import ImageFolder
 from zoo.data.scenes import COLOURS, SHAPES, Description, Item, is_heldout
+from zoo.diffusion.objective import Teacher
+from zoo.diffusion.objective import loss as objective
 from zoo.imagen.parts import CascadeDecoder
 from zoo.interface import Conditioning
 from zoo.pipeline import Pipeline
 from zoo.train import RecipeError, TrainingError, adapters, run
 from zoo.train.learners import learners
-from zoo.train.methods import Method
+from zoo.train.methods import Method, usual
 from zoo.train.optimise import optimiser
 from zoo.train.personalise import AdapterRecipe, AdapterTask, _rows, exchanged
 from zoo.train.recipe import read_toml, validate
@@ -241,6 +245,25 @@ def test_an_identifier_is_learned_beside_a_method(home: Path, method: str) -> No
     assert adapters.opened(folder, "mine", device="cpu").pipe.text_encoder.tokenizer.words == {"Zip": "<new0>"}
 
 
+def test_a_word_that_is_read_is_taken_back_wholly(home: Path) -> None:
+    encoder = zoo.load("tiny", device="cpu").text_encoder
+    before = encoder.encode([SAID]).tokens
+    word = Word.fresh(encoder, "Zip", "<new0>", "star")
+    injection = inject(encoder, word)
+    assert encoder.tokenizer.words == {"Zip": "<new0>"}
+    assert not torch.equal(encoder.encode([SAID]).tokens, before)
+    injection.remove()
+    injection.remove()
+    assert encoder.tokenizer.words == {}
+    assert torch.equal(encoder.encode([SAID]).tokens, before)
+    teach(encoder, word)
+    taught = encoder.encode([SAID]).tokens
+    again = inject(encoder, Word("Zip", "<new0>", torch.zeros_like(word.row)))
+    again.remove()
+    assert encoder.tokenizer.words == {"Zip": "<new0>"}, "it was known before"
+    assert torch.equal(encoder.encode([SAID]).tokens, taught)
+
+
 def test_words_that_cannot_be_taught(home: Path, tmp_path: Path) -> None:
     pipe = zoo.load("tiny", device="cpu")
     with pytest.raises(ValueError, match="is 3 wide, but this encoder's embeddings are 32"):
@@ -362,6 +385,67 @@ def test_guided_predictions_of_the_prior(home: Path) -> None:
         moving.step()
         moving.zero_grad()
     assert float(learner.loss(model, batch, 0.0)[1]["prior"]) > 1e-6
+
+
+def test_guided_predictions_drop_nothing(home: Path) -> None:
+    guided = ['prior.prompts=["a star"]', "prior.learn=predictions", "prior.guidance=4"]
+    with pytest.raises(RecipeError, match="drop no captions: leave dropout out"):
+        recipe(home, *guided, "prior.dropout=0.5")
+    assert recipe(home, *guided, "prior.dropout=0").prior.dropout == 0
+    assert recipe(home, *guided[:2], "prior.dropout=0.5").prior.dropout == 0.5
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_what_is_led_away_from_is_encoded_anew_by_an_encoder_that_learns(
+    home: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    more = ['lora.targets={text_encoder=["*"]}', 'prior.prompts=["a star"]', "prior.pictures=5", "prior.steps=2"]
+    learner = task(home, *more, "prior.learn=predictions", "prior.guidance=4", f"dropout={dropout}")
+    for layer in learner.trained.model["lora"]["text_encoder"].layers.values():
+        torch.nn.init.normal_(layer.up)
+    with active.use({"lora": 1.0}):
+        now = learner.pipe.text_encoder.null(1).tokens
+    seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def spied(*given: object, null: Conditioning, teacher: Teacher | None, **more: object) -> Tensor:
+        seen.append((null.tokens, None if teacher is None else teacher.null.tokens))
+        return objective(*given, null=null, teacher=teacher, **more)
+
+    monkeypatch.setattr("zoo.train.personalise.objective", spied)
+    learner.loss(learner.build(), learner.batch(0, np.random.default_rng(0)), 0.0)
+    assert not torch.allclose(now, learner.null.tokens)
+    for tokens, _ in seen:
+        assert torch.allclose(tokens, now, atol=1e-6)
+    assert [teacher is None for _, teacher in seen] == [True, False]
+    assert torch.equal(seen[1][1], learner.null.tokens), "the teacher is what it was"
+
+
+@pytest.mark.parametrize("on_null", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_prefix_is_off_where_captions_are_dropped(home: Path, on_null: bool, held: bool) -> None:
+    """As it is in the unconditional branch of guidance, unless it is to act there."""
+    more = ["method=lora+prefix", f"prefix.on_null={str(on_null).lower()}", "batch=6"]
+    if held:
+        more += ['prior.prompts=["a star"]', "prior.learn=predictions", "prior.pictures=5", "prior.steps=2"]
+
+    def losses(dropout: float, gate: float) -> tuple[float, bool]:
+        learner = task(home, *more, f"dropout={dropout}")
+        layers = learner.trained.model["prefix"]["unet"].layers.values()
+        for layer in layers:
+            torch.nn.init.constant_(layer.gate, gate)
+            torch.nn.init.normal_(layer.pairs)
+        torch.manual_seed(0)
+        loss, said = learner.loss(learner.build(), learner.batch(0, np.random.default_rng(0)), 0.0)
+        loss.backward()
+        return float(said["prior"] if held else loss.detach()), any(layer.gate.grad.any() for layer in layers)
+
+    (dropped, learns), (without, _) = losses(1.0, 2.0), losses(1.0, 0.0)
+    assert learns is on_null
+    assert (abs(dropped - without) > 1e-5) is on_null
+    (some, learns), (none, _), (every, _) = losses(0.5, 2.0), losses(0.5, 0.0), losses(0.0, 2.0)
+    assert learns
+    assert abs(some - none) > 1e-5
+    assert abs(some - every) > 1e-5
 
 
 @pytest.mark.parametrize("method", get_args(Method))
@@ -568,6 +652,40 @@ def test_every_part_of_every_family_is_adapted_by_its_name(home: Path, model: st
     plain = pipe(SAID, n=1, steps=2, progress=False).tensor
     for name in names:
         assert not torch.equal(pipe(SAID, n=1, steps=2, progress=False, adapters={name: 1.0}).tensor, plain), name
+
+
+ATTENTION = {"tiny": {"unet"}, "imagen": {"unet"}, "dalle2": {"prior", "unclip"}}
+
+
+@pytest.mark.parametrize("model", ATTENTION)
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_an_adapter_is_made_for_every_family_without_targets(home: Path, model: str, method: str) -> None:
+    more = [f"model={model}", f"method={method}", f"out={home / f'usual-{model}-{method}'}"]
+    learner = task(home, *more)
+    parts = learner.trained.model[method]
+    networks = {name: network.module for name, network in learner.pipe.adaptable().items()}
+    if method == "prefix":
+        assert set(parts) == ATTENTION[model] - {"prior"}, "which has no attention that looks at text alone"
+        assert all(set(one.layers) == set(reading(networks[name])) for name, one in parts.items())
+    else:
+        assert set(parts) == ATTENTION[model]
+        ends = {name.rpartition(".")[2] for one in parts.values() for name in one.layers}
+        assert ends == {"to_q", "to_k", "to_v", "to_out"} | (set() if model == "tiny" else {"text_k", "text_v"})
+        for name, network in networks.items():
+            told = {where for where, _ in network.named_modules() if where.endswith((".text_k", ".text_v"))}
+            assert name not in parts or told <= set(parts[name].layers)
+    folder = run(home / "recipe.toml", more, device="cpu").folder
+    fresh = zoo.load(model, device="cpu")
+    plain = fresh(SAID, n=1, steps=2, progress=False).tensor
+    {"lora": fresh.load_lora, "prefix": fresh.load_prefix}[method](folder / f"{method}.safetensors")
+    assert not torch.equal(fresh(SAID, n=1, steps=2, progress=False, adapters={method: 1.0}).tensor, plain)
+
+
+def test_what_has_no_denoiser_is_not_adapted_unless_it_is_named(home: Path) -> None:
+    pipe = zoo.load("dalle2", device="cpu")
+    assert list(usual(pipe)) == ["prior", "unclip"]
+    pipe.image_encoder = None  # without which a prior learns from no picture
+    assert list(usual(pipe)) == ["unclip"]
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix", "full"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
+from tests.train.ends import check_same_end
 from zoo import tensors
 from zoo.clip import Clip
 from zoo.config import PartConfig
@@ -104,14 +105,12 @@ def test_a_prior_trains_and_makes_embeddings_for_decoders_of_its_clip(home: Path
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_resumed_prior_is_the_uninterrupted_one_bit_for_bit(home: Path, part: str) -> None:
-    whole, parts = home / f"{part}-whole", home / f"{part}-parts"
+    whole, parts, more = home / f"{part}-whole", home / f"{part}-parts", ["checkpoint_every=1", "optimiser.warmup=0"]
     for out in (whole, parts):
-        run(home / f"{part}.toml", [f"out={out}", "checkpoint_every=1"], device="cpu")
+        run(home / f"{part}.toml", [f"out={out}", *more], device="cpu")
     (parts / "checkpoints" / "step-00000003.safetensors").unlink()  # as if it had been killed before the last one
-    run(home / f"{part}.toml", [f"out={parts}", "checkpoint_every=1"], device="cpu", resume=True)
-    expected, got = (load_file(folder / "final" / "prior" / "model.safetensors") for folder in (whole, parts))
-    assert expected.keys() == got.keys()
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    run(home / f"{part}.toml", [f"out={parts}", *more], device="cpu", resume=True)
+    check_same_end(whole, parts)
 
 
 @pytest.mark.parametrize("part", PARTS)

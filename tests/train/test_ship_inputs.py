@@ -73,7 +73,7 @@ def test_a_measurement_that_is_stopped_leaves_what_was_measured_before_it(
     def stopped(*asked: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoo.train.measure.seconds", stopped)
+    monkeypatch.setattr("zoo.train.measure.cost.seconds", stopped)
     with pytest.raises(KeyboardInterrupt):
         measure(folder, Measuring(examples=("a red star",)), ["parameters", "seconds_per_image"])
     assert set(configs.read(folder).results) == {"editing", "maps", "parameters"}

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
+from tests.train.ends import check_same_end
 from zoo.data.captions import caption, plural
-from zoo.data.scenes import COLOURS, SHAPES, Description, Item, heldout
+from zoo.data.scenes import COLOURS, SHAPES, Description, Item, heldout, random_scene
 from zoo.interface import TextFeatures, TextSpec
 from zoo.text.t5 import T5TextEncoder
-from zoo.train import RecipeError, gates, run, t5
+from zoo.train import RecipeError, TrainingError, gates, run, t5
 from zoo.train.facets import CLASSES, CrossAttentionProbe
 from zoo.train.recipe import read_toml, validate
 
@@ -177,13 +179,45 @@ def test_what_is_exported_is_the_encoder_that_was_trained(home: Path, tmp_path: 
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path) -> None:
-    whole, parts = home / "whole", home / "parts"
+    whole, parts, more = home / "whole", home / "parts", ["checkpoint_every=2", "optimiser.warmup=0"]
     for out in (whole, parts):
-        run(home / "t5.toml", [f"out={out}", "checkpoint_every=2"], device="cpu")
+        run(home / "t5.toml", [f"out={out}", *more], device="cpu")
     (parts / "checkpoints" / "step-00000004.safetensors").unlink()  # as if it had been killed before the last one
-    run(home / "t5.toml", [f"out={parts}", "checkpoint_every=2"], device="cpu", resume=True)
-    expected, got = (load_file(folder / "final" / "model.safetensors") for folder in (whole, parts))
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    run(home / "t5.toml", [f"out={parts}", *more], device="cpu", resume=True)
+    check_same_end(whole, parts)
+
+
+def test_an_encoder_that_was_exported_can_learn_on(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that shipped in eight bits. The decoder goes on reading the embedding that it shares."""
+    shipped, out = tmp_path / "shipped", tmp_path / "more"
+    T5TextEncoder.load(home / "t5" / "final").save(shipped, torch.int8)
+    for init in (home / "t5" / "final", shipped):
+        trained = task(home)
+        model = trained.build()
+        trained.start(model, init)
+        assert model["t5"].encoder.embed_tokens.weight is model["t5"].decoder.embed_tokens.weight
+        run(home / "t5.toml", [f"out={out / init.name}", f"init={init}", "optimiser.lr=1e-12"], device="cpu")
+        assert f"{init} holds an encoder alone" in capsys.readouterr().out
+        before, after = (T5TextEncoder.load(folder).model.state_dict() for folder in (init, out / init.name / "final"))
+        assert all(torch.allclose(before[name], after[name], atol=2e-3) for name in before)
+    with pytest.raises(TrainingError, match=r"does not fit \[model\]"):
+        run(home / "t5.toml", [f"out={tmp_path / 'wide'}", f"init={shipped}", "model.feed_forward=64"], device="cpu")
+    other, rng = tmp_path / "other.model", np.random.default_rng(0)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([caption(random_scene(rng), "en", rng) for _ in range(200)]),
+        model_prefix=str(other.with_suffix("")),
+        vocab_size=100,
+        hard_vocab_limit=False,
+        pad_id=0,
+        unk_id=1,
+        bos_id=3,
+        eos_id=4,
+        minloglevel=2,
+    )
+    with pytest.raises(TrainingError, match="was trained with another tokenizer than"):
+        run(home / "t5.toml", [f"out={tmp_path / 'wide'}", f"init={shipped}", f"tokenizer={other}"], device="cpu")
 
 
 def test_it_learns_to_restore(home: Path) -> None:
@@ -291,7 +325,9 @@ def test_the_gate_of_a_t5_folder(home: Path, tmp_path: Path, monkeypatch: pytest
         return {"count": 1.0, "relation": 0.985}
 
     monkeypatch.setattr(gates, "text_gate", gate)
-    assert gates.report(str(home / "t5" / "final")) == {"text": {"count": 1.0, "relation": 0.985}, "passed": False}
+    missed = {"features": "text", "facet": "relation", "read": 0.985, "asked": gates.TEXT_GATE}
+    read = {"count": 1.0, "relation": 0.985}
+    assert gates.report(str(home / "t5" / "final")) == {"text": read, "missed": [missed], "passed": False}
     assert given[0].produces == T5TextEncoder.load(home / "t5" / "final", {"length": 32}).produces
     with pytest.raises(ValueError, match="does not say what model it is of"):
         gates.report(str(tmp_path))

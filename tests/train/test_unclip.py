@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.dalle2.unclip import prior, towers, write_clip
+from tests.train.ends import check_same_end
 from zoo import tensors
 from zoo.config import PartConfig
 from zoo.dalle2.decoder import FILE, UnclipDecoder, UnclipNetwork, UnclipNetworkConfig
@@ -121,13 +122,11 @@ def test_decoder_and_upsampler_train_and_draw_together(home: Path) -> None:
 def test_a_resumed_decoder_is_the_uninterrupted_one_bit_for_bit(home: Path, kind: str) -> None:
     whole, parts = f"{kind}-whole", f"{kind}-parts"
     for out in (whole, parts):
-        run(home / "decoder.toml", said(home, out, "checkpoint_every=1", *KINDS[kind]), device="cpu")
+        more = said(home, out, "checkpoint_every=1", "optimiser.warmup=0", *KINDS[kind])
+        run(home / "decoder.toml", more, device="cpu")
     (home / parts / "checkpoints" / "step-00000003.safetensors").unlink()  # as if killed before the last one
-    more = said(home, parts, "checkpoint_every=1", *KINDS[kind])
     run(home / "decoder.toml", more, device="cpu", resume=True)
-    expected, got = (load_file(home / out / "final" / FILE) for out in (whole, parts))
-    assert expected.keys() == got.keys()
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    check_same_end(home / whole, home / parts)
     part = exported(home / parts / "final")
     assert (part.needs_text is None) is (kind == "alone")
     assert part.denoiser.learns_variance is (kind == "learned")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zoo.dalle2.part import STAGE, PriorPart, PriorPartConfig
 from zoo.dalle2.quantiser import EmbeddingQuantiser
 from zoo.dalle2.transformer import Cache, CausalTransformer, SequenceConfig
+from zoo.diffusion import draws
 from zoo.diffusion.noise import INITIAL
 from zoo.diffusion.ports import cast, choose, join
 from zoo.interface import Conditioning, Init, NoiseSource, Observer, Sampling, Step
@@ -213,8 +214,7 @@ def loss(
     codes = network.quantiser.encode(embeddings)
     level = network.quantiser.level(embeddings, text.vector)
     if null is not None and dropout > 0:
-        source = embeddings.device if generator is None else generator.device
-        drop = torch.rand(len(embeddings), generator=generator, device=source) < dropout
+        drop = draws.rand((len(embeddings),), generator, embeddings.device) < dropout
         text = choose(drop, null, text)
     logits = network(codes[:, :-1], level, text)
     return F.cross_entropy(rearrange(logits, "b d k -> (b d) k").float(), rearrange(codes, "b d -> (b d)"))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.dalle2.part import STAGE, PriorPart, PriorPartConfig
 from zoo.dalle2.prior import PriorConfig, PriorTransformer
+from zoo.diffusion import draws
 from zoo.diffusion.noise import INITIAL
 from zoo.diffusion.ports import cast, choose, join
 from zoo.interface import Conditioning, Init, NoiseSource, Observer, Sampling, Step
@@ -94,12 +95,11 @@ def loss(
         generator: fixes noise and dropout; the same on every device if it is a CPU generator.
     """
     device = embeddings.device
-    source = device if generator is None else generator.device
     x0 = network.standardise(embeddings)
-    noise = torch.randn(x0.shape, generator=generator, device=source).to(device)
+    noise = draws.randn(x0.shape, generator, device).to(device)
     kept, asked = torch.ones(len(x0), dtype=torch.bool, device=device), text
     if null is not None and dropout > 0:
-        drop = (torch.rand(len(x0), generator=generator, device=source) < dropout).to(device)
+        drop = (draws.rand((len(x0),), generator, device) < dropout).to(device)
         kept, asked = ~drop, choose(drop, null, text)
     made = network(noise, None, asked).float()
     error = F.mse_loss(made, x0)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser, clean
 from zoo.diffusion.guidance import check_interval
 from zoo.diffusion.ports import join, rows
@@ -45,7 +46,8 @@ def loss(
     skip: how far in time the teacher's step goes; more means fewer steps to learn across, and larger errors of each.
     interval: the noise levels, sigma / alpha, at which the teacher is guided (arXiv 2404.07724); None is all of them.
     huber: the width in which the pseudo-Huber distance is quadratic (arXiv 2310.14189); None is the squared error.
-    generator: fixes times, noise and guidance; the same on every device if it is a CPU generator.
+    generator: fixes times, noise and guidance; the same on every device if it is a CPU generator. Of a batch that is
+        `zoo.diffusion.draws.shared`, they are those of these samples.
 
     Raises:
         ValueError: a teacher with guidance as an input, no guidance or one outside the student's range, schedules that
@@ -54,12 +56,12 @@ def loss(
     low, high = _check(student, teacher, skip, guidance)
     if interval is not None:
         check_interval(interval)
-    batch, source = x0.shape[0], x0.device if generator is None else generator.device
+    batch, place = x0.shape[0], x0.device
     times = make_grid(teacher.schedule, TIMES, "lcm").t[:-1]
-    t = times[torch.randint(TIMES, (batch,), generator=generator, device=source).cpu()]
+    t = times[draws.randint(TIMES, (batch,), generator, place).cpu()]
     end = (t - skip).clamp(min=0)
-    noise = torch.randn(x0.shape, generator=generator, device=source).to(x0)
-    scale = low + (high - low) * torch.rand(batch, generator=generator, device=source).to(x0.device)
+    noise = draws.randn(x0.shape, generator, place).to(x0)
+    scale = low + (high - low) * draws.rand((batch,), generator, place).to(place)
     told = conditioning if student.guidance_range is None else replace(conditioning, guidance=scale)
 
     alpha, sigma = student.levels(t, x0)

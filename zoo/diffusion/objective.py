@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser, Target, clean, target
 from zoo.diffusion.ports import choose, join
 from zoo.interface import Conditioning
@@ -57,7 +58,8 @@ def loss(
         noisiest times, in which a caption decides what goes where.
     vlb_weight: weight of the variational bound that trains a learned variance (arXiv 2102.09672); unused without one.
     teacher: its raw output is learned in place of the noise, x0 or v that made x_t.
-    generator: fixes times, noise and dropout; the same on every device if it is a CPU generator.
+    generator: fixes times, noise and dropout; the same on every device if it is a CPU generator. Of a batch that is
+        `zoo.diffusion.draws.shared`, they are those of these samples.
 
     Raises:
         ValueError: dropout outside [0, 1], gamma not above 0, a floor that is negative, above gamma, without
@@ -78,12 +80,11 @@ def loss(
     if guided is not None and (null is None or guided.null is None):
         raise ValueError("guided predictions are compared: give both networks a null conditioning")
     batch, schedule = x0.shape[0], denoiser.schedule
-    source = x0.device if generator is None else generator.device
     # Times are drawn and their weights found on the CPU in float64: a few numbers, and no wait for an accelerator.
-    t = torch.randint(schedule.steps, (batch,), generator=generator, device=source).cpu()
-    noise = torch.randn(x0.shape, generator=generator, device=source, dtype=torch.float32).to(x0)
+    t = draws.randint(schedule.steps, (batch,), generator, x0.device).cpu()
+    noise = draws.randn(x0.shape, generator, x0.device).to(x0)
     if null is not None and dropout > 0 and guided is None:
-        drop = torch.rand(batch, generator=generator, device=source) < dropout
+        drop = draws.rand((batch,), generator, x0.device) < dropout
         conditioning = choose(drop, null, conditioning)
         if teacher is not None and teacher.null is not None:
             teacher = replace(teacher, conditioning=choose(drop, teacher.null, teacher.conditioning))

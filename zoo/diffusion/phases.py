@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from zoo.diffusion import draws
 from zoo.diffusion.consistency import distance
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import guided
@@ -55,10 +56,10 @@ def loss(
     walk: the teacher's way through the phase. What it says is the clean estimate that leads to its end in one step.
     sampling: the teacher's sampler, which must be deterministic, its guidance, and whatever tames that.
     huber: the width in which the pseudo-Huber distance is quadratic (arXiv 2310.14189); None is the squared error.
-    generator: fixes the noise; the same on every device if it is a CPU generator.
+    generator: fixes the noise; the same on every device if it is a CPU generator. Of a batch that is
+        `zoo.diffusion.draws.shared`, it is that of these samples.
     """
-    source = x0.device if generator is None else generator.device
-    noise = torch.randn(x0.shape, generator=generator, device=source).to(x0)
+    noise = draws.randn(x0.shape, generator, x0.device).to(x0)
     alpha, sigma = float(walk.alpha[0]), float(walk.sigma[0])
     x = alpha * x0 + sigma * noise
     with torch.no_grad():

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,8 +107,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, file or folder, that takes its place only when the block ends well.
 
     Written data reach the disk before the rename does, so a power cut leaves it whole or not there, never half. (A
-    folder that was there before is moved aside for the moment between two renames.)
+    folder that was there before is moved aside for the moment between two renames; if the process dies in that moment,
+    `restore`, which the next call begins with, brings it back.)
     """
+    restore(path)
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         if not _alive(int(left.name.split(".")[-2])):
             _remove(left)
@@ -126,6 +128,16 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(aside)
     finally:
         _remove(temporary)
+
+
+def restore(path: Path) -> None:
+    """Bring back a folder that a process had moved aside to replace it, and died (`replacing`); else do nothing."""
+    if path.exists():
+        return
+    for aside in path.parent.glob(f".{path.name}.old.*.tmp"):
+        if not _alive(int(aside.name.split(".")[-2])):
+            with suppress(OSError):  # another process was faster
+                os.replace(aside, path)
 
 
 def _alive(process: int) -> bool:

@@ -25,6 +25,7 @@ from torch.func import functional_call
 from zoo import tensors
 from zoo.data.captions import caption, partial, swapped
 from zoo.data.scenes import Scene
+from zoo.diffusion import draws
 from zoo.diffusion.noise import INITIAL, ImageNoise
 from zoo.diffusion.ports import choose, rows
 from zoo.gan.discriminator import POWER, WEIGHT, Discriminator, DiscriminatorConfig, gradient_penalty
@@ -95,8 +96,8 @@ class GanTask(PromptTask[GanRecipe]):
         images = to_float(batch["images"], self.layout)
         count = len(images)
         # From the CPU's generator, which the loop has seeded for this step: the same wherever the run goes on.
-        noise = torch.randn(count, recipe.model.noise_width).to(images)
-        said = choose(torch.rand(count) < recipe.dropout, self.null, self.read(batch))
+        noise = draws.randn((count, recipe.model.noise_width)).to(images)
+        said = choose(draws.rand((count,)) < recipe.dropout, self.null, self.read(batch))
         wrong = self.read({"tokens": batch["wrong"]})
 
         made = generator(noise, said)

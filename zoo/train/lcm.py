@@ -21,11 +21,13 @@ from zoo.train.distil import Distillation, DistillationRecipe, LoraDistillation,
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Metrics
 
+DECAY = 0.95  # of the target
+
 
 class ConsistencyRecipe(DistillationRecipe):
     """What recipes of latent consistency models share. `ema` is the decay of the target, whose weights are exported."""
 
-    ema: float = Field(0.95, ge=0, lt=1)
+    ema: float = Field(DECAY, ge=0, lt=1)
     skip: int = Field(20, ge=1)  # of 1000 times, what one step of the teacher spans: a multiple of 20
     sample_steps: int = Field(4, ge=1, le=consistency.TIMES)  # of the sample grid
 
@@ -46,6 +48,8 @@ class LcmRecipe(ConsistencyRecipe):
 
 class LcmLoraRecipe(LoraRecipe, ConsistencyRecipe):
     """The recipe of a student that is a LoRA of its teacher."""
+
+    ema: float = Field(DECAY, ge=0, lt=1)  # said again: pydantic takes it from the first base, which has every recipe's
 
 
 ConsistencyT = TypeVar("ConsistencyT", bound=ConsistencyRecipe)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from zoo.cascade import Stage, condition, shrunk
@@ -18,6 +17,7 @@ from zoo.config import Role
 from zoo.dalle2.decoder import STAGE, UnclipDecoder
 from zoo.dalle2.karlo import KarloUpsampler
 from zoo.dalle2.prior import DiffusionPrior
+from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser
 from zoo.imagen.parts import CascadeDecoder, PixelGenerator
 from zoo.interface import Conditioning, TextFeatures
@@ -30,7 +30,8 @@ class Learner:
     """One denoiser of a pipeline, the role of the part that holds it, and how pictures become its training data.
 
     represent: images [batch, 3, height, width] in [0, 1], of the pipeline's size, to what is kept of them.
-    told: what was kept and the text to x0 and its conditioning; anything random in it is drawn from torch's generator.
+    told: what was kept and the text to x0 and its conditioning; anything random in it is drawn from torch's generator,
+        by `zoo.diffusion.draws`.
     null: the conditioning of "no text".
     """
 
@@ -148,8 +149,8 @@ def _stage(stage: Stage, factor: int) -> Learner:
 
     def told(data: Tensor, text: TextFeatures) -> tuple[Tensor, Conditioning]:
         # From the CPU's generator, as times and noise are: the same wherever the run goes on.
-        level = torch.rand(len(data)) * (config.sampling.augmentation or 0.0)
-        picture = condition(shrunk(data, config.factor), level, torch.randn(data.shape).to(data), config)
+        level = draws.rand((len(data),)) * (config.sampling.augmentation or 0.0)
+        picture = condition(shrunk(data, config.factor), level, draws.randn(data.shape).to(data), config)
         said = null(text)
         return data, replace(picture, tokens=said.tokens, mask=said.mask)
 

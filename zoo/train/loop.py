@@ -1,8 +1,8 @@
 """The one training loop: float32 weights, autocast, averaged weights, clipping, checkpoints, logs.
 
 Step i draws its batch and its noise from (seed, i) alone, so a run that was stopped and resumed walks the path of one
-that was not. Under `accelerate launch` the processes share each batch and average their gradients; the first one keeps
-time, logs and writes.
+that was not. Under `accelerate launch` the processes share each batch and what is drawn for it (`zoo.diffusion.draws`),
+and average their gradients, so they train what one would, but for rounding; the first one keeps time, logs and writes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from zoo.diffusion import draws
 from zoo.train import Summary, TrainingError, checkpoint, optimise
 from zoo.train.checkpoint import State
 from zoo.train.log import Log, StopSignals
@@ -52,6 +53,9 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
             f"{recipe.folder} already holds a run (its newest checkpoint is {held[0].name}): continue it with "
             "--resume, choose another folder with out=..., or remove it"
         )
+    named = [value for _, value in recipe if isinstance(value, Path)]  # what it starts from and stands between
+    for folder in (recipe.folder / "final", *named):
+        checkpoint.restore(folder)
     task = kind(recipe, place)
     torch.manual_seed(recipe.seed)
     model = task.build()
@@ -78,8 +82,8 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
             rate = learning_rate(recipe.optimiser, step, progress)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("pace", 1.0)
-            torch.manual_seed(_seed(recipe, step, rank))
-            with accelerator.autocast():
+            torch.manual_seed(_seed(recipe, step))
+            with accelerator.autocast(), draws.shared(rank, ranks):
                 loss, metrics = task.loss(model, batch, progress)
             accelerator.backward(loss)
             _average(accelerator, model)
@@ -207,8 +211,8 @@ def _progress(recipe: Recipe, step: int, seconds: float) -> float:
     return step / recipe.steps if recipe.steps is not None else seconds / (60 * (recipe.minutes or 1))
 
 
-def _seed(recipe: Recipe, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([recipe.seed, step, 1 + rank]).generate_state(1, np.uint64)[0] >> 1)
+def _seed(recipe: Recipe, step: int) -> int:
+    return int(np.random.SeedSequence([recipe.seed, step, 1]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _check(log: Log, recipe: Recipe, checkpoints: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.data.maps import CLASSES, as_picture, draw_map
+from zoo.diffusion import draws
 from zoo.diffusion.ports import rows
 from zoo.evaluate.foreground import SIDE
 from zoo.evaluate.maps import MEASURES, means, measure, painted
@@ -76,7 +77,7 @@ class MapTask(UNetTask):
     def clean(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         x0, text = super().clean(batch)
         # Drawn on the CPU, as times and noise are: the same maps are left out wherever the run goes on.
-        left_out = (torch.rand(len(x0), 1, 1, 1) < self.left_out).to(x0.device)
+        left_out = (draws.rand((len(x0), 1, 1, 1)) < self.left_out).to(x0.device)
         channels = self._channels(batch["map"]).masked_fill(left_out, 0)
         return x0, replace(text, concat=channels.contiguous(memory_format=self.layout))
 

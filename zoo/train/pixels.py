@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
 from zoo.cascade import Stage, StageConfig, condition, shrunk
+from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.noise import ImageNoise
 from zoo.diffusion.sample import sample
@@ -168,8 +169,8 @@ class StageTask(TextTask[StageRecipe]):
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         x0 = to_float(batch["images"], self.layout)
         # From the CPU's generator, as times and noise are: the same wherever the run goes on.
-        level = torch.rand(len(x0)) * self.recipe.noisiest
-        said = condition(shrunk(x0, self.recipe.factor), level, torch.randn(x0.shape).to(x0), self.stage)
+        level = draws.rand((len(x0),)) * self.recipe.noisiest
+        said = condition(shrunk(x0, self.recipe.factor), level, draws.randn(x0.shape).to(x0), self.stage)
         text = self.read(batch) if self.recipe.reads else Conditioning()
         null = self.null if self.recipe.reads else Conditioning()
         given = replace(said, tokens=text.tokens, mask=text.mask)

@@ -122,6 +122,17 @@ class T5Task(Task[T5Recipe]):
                 _see_near(cast(T5Attention, module))
         return nn.ModuleDict({"t5": cast(nn.Module, model), "reader": CrossAttentionProbe(shape.width)})
 
+    def start(self, model: nn.Module, folder: Path) -> None:
+        """The encoder, which is all that an export holds; the decoder and the reading heads are learned anew."""
+        found = t5.T5TextEncoder.load(folder)
+        if found.tokenizer.model != self.tokenizer.model:
+            raise ValueError(f"{folder} was trained with another tokenizer than {self.recipe.tokenizer}")
+        try:  # copied into place: the decoder shares the encoder's embedding
+            _t5(model).encoder.load_state_dict(found.model.encoder.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{folder} does not fit [model]: {error}") from None
+        print(f"{folder} holds an encoder alone: the decoder and the reading heads begin anew", flush=True)
+
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
         return self._batch(self.recipe.batch, rng, self.recipe.single)
 

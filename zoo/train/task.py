@@ -55,7 +55,8 @@ class Task(ABC, Generic[RecipeT]):
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         """The scalar to minimise and detached scalars to log; runs under autocast, torch seeded for this step.
 
-        `progress` goes from 0 to 1 over the run.
+        `progress` goes from 0 to 1 over the run. Random numbers for the batch come from `zoo.diffusion.draws`, so that
+        processes which share it see those that one would.
         """
 
     def inspect(self, model: nn.Module) -> tuple[Image | None, dict[str, float]]:

@@ -26,6 +26,7 @@ from zoo.clip import Clip
 from zoo.dalle2.decoder import FILE, UnclipConfig, UnclipDecoder, UnclipNetwork
 from zoo.data.draw import render
 from zoo.data.scenes import Scene, random_scene
+from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser, Variance
 from zoo.diffusion.noise import ImageNoise
 from zoo.evaluate.checker import judge
@@ -141,12 +142,12 @@ class UnclipTask(TextTask[UnclipRecipe]):
         """The embeddings and captions of a batch as the network is fed them in training: some of each are dropped."""
         vector, count = batch["embeddings"].float(), len(batch["embeddings"])
         # From the CPU's generator, as times and noise are: the same wherever the run goes on.
-        dropped = (torch.rand(count) < self.recipe.dropout).to(vector.device)
+        dropped = (draws.rand((count,)) < self.recipe.dropout).to(vector.device)
         vector = torch.where(dropped[:, None], network.null(), vector)
         if not self.recipe.reads:
             return Conditioning(vector=vector)
         assert self.empty.pooled is not None  # checked
-        unsaid = (torch.rand(count) < self.recipe.caption_dropout).to(vector.device)
+        unsaid = (draws.rand((count,)) < self.recipe.caption_dropout).to(vector.device)
         tokens = torch.where(unsaid[:, None, None], self.empty.tokens.float(), batch["tokens"].float())
         pooled = torch.where(unsaid[:, None], self.empty.pooled.float(), batch["vectors"].float())
         return Conditioning(tokens=tokens, vector=torch.cat([vector, pooled], dim=1))

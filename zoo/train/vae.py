@@ -9,6 +9,7 @@ from typing import Literal, Self, cast
 
 import numpy as np
 import torch
+from accelerate.utils import gather
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from zoo import tensors
 from zoo.data.draw import render
 from zoo.data.scenes import random_scene
+from zoo.diffusion import draws
 from zoo.stable_diffusion.parts import VAE_FILE, VaeDecoder
 from zoo.stable_diffusion.vae import VAE, VAEConfig
 from zoo.train.cache import SceneData, picked, scenes
@@ -54,6 +56,12 @@ class VaeRecipe(Recipe):
             raise ValueError("train = 'decoder' keeps the latents of init as they are: leave out like")
         return self
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.crop is not None and self.crop > self.data.size:
+            raise ValueError(f"crop = {self.crop} must be at most data.size, which is {self.data.size}")
+        return self
+
 
 class Discriminator(nn.Module):
     """A patch discriminator: images [batch, 3, height, width] to a verdict per overlapping patch of 22 pixels."""
@@ -80,10 +88,6 @@ class VaeTask(Task[VaeRecipe]):
 
     def __init__(self, recipe: VaeRecipe, device: torch.device) -> None:
         super().__init__(recipe, device)
-        self.scenes = scenes(recipe.data)
-        rng = np.random.default_rng([recipe.data.seed, 2**40])
-        fresh = np.stack([render(random_scene(rng), recipe.data.size) for _ in range(FRESH)])
-        self.fresh = to_float(torch.from_numpy(fresh), self.layout)
         self.frozen = recipe.train == "decoder"
         try:
             self.config = recipe.model if recipe.init is None or not self.frozen else read_config(recipe.init)
@@ -94,6 +98,15 @@ class VaeTask(Task[VaeRecipe]):
             raise RecipeError(f"model is not that of init = {recipe.init}, whose latents are kept: leave it out")
         if self.like is not None and not _comparable(self.config, self.like.config):
             raise RecipeError(f"like = {recipe.like} has latents of another shape than the recipe's model")
+        for what, side in (("data.size", recipe.data.size), ("crop", recipe.crop or 0)):
+            if side % self.config.downsampling:
+                raise RecipeError(
+                    f"{what} = {side} is no multiple of {self.config.downsampling}, by which the VAE shrinks a picture"
+                )
+        self.scenes = scenes(recipe.data)
+        rng = np.random.default_rng([recipe.data.seed, 2**40])
+        fresh = np.stack([render(random_scene(rng), recipe.data.size) for _ in range(FRESH)])
+        self.fresh = to_float(torch.from_numpy(fresh), self.layout)
 
     def build(self) -> nn.Module:
         vae = VAE(self.config)
@@ -126,10 +139,11 @@ class VaeTask(Task[VaeRecipe]):
             images = _cropped(images, recipe.crop).contiguous(memory_format=self.layout)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             posterior = vae.encode(images)
-            latents = posterior.sample(torch.randn_like(posterior.mean))
+            latents = posterior.sample(draws.randn_like(posterior.mean))
         if recipe.noise:
-            deviation = recipe.noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-            latents = latents + deviation * posterior.mean.detach().std() * torch.randn_like(latents)
+            deviation = recipe.noise * draws.rand((len(latents), 1, 1, 1), device=latents.device)
+            spread = gather(posterior.mean.detach()).std()  # of the whole batch, also where processes share it
+            latents = latents + deviation * spread * draws.randn_like(latents)
         made = vae.decode(latents).float()
         l1, edges = F.l1_loss(made, images), _edges(made, images)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -155,11 +169,18 @@ class VaeTask(Task[VaeRecipe]):
         figures = {"psnr": psnr.mean(), "l1": (made - images).abs().mean(), "latent_std": mean.std()}
         return grid(rows, columns=8), {name: float(value) for name, value in figures.items()}
 
+    @property
+    def kept(self) -> dict[str, str]:
+        """The name of the latents' space, where they stay as they were: one rounded for shipping keeps its old name."""
+        if not self.frozen or self.recipe.init is None:
+            return {}
+        return tensors.spaces(self.recipe.init / VAE_FILE)
+
     def export(self, model: nn.Module, folder: Path) -> None:
         """config.json, with the factor that brings its latents to unit variance, and the weights in half precision.
 
         Before, each channel of the latents is brought to mean 0 and variance 1 (`standardise`), where the VAE can. A
-        decoder trained alone leaves the latents and their factor as they were.
+        decoder trained alone leaves the latents and their factor as they were, and the name that they go by.
         """
         vae = _vae(model)
         config = self.config.model_dump(mode="json")
@@ -170,7 +191,7 @@ class VaeTask(Task[VaeRecipe]):
             config |= {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (folder / VAE_FILE).parent.mkdir()
-        tensors.write(folder / VAE_FILE, vae.state_dict(), torch.float16)
+        tensors.write(folder / VAE_FILE, vae.state_dict(), torch.float16, tensors.naming(self.kept))
 
 
 def load(folder: str | Path) -> VAE:
@@ -266,7 +287,7 @@ def _cropped(images: Tensor, size: int) -> Tensor:
     """A window [size, size] of each image around a pixel that stands out: most of a scene is plain background."""
     height, width = images.shape[-2:]
     outstanding = (images - images.mean((2, 3), keepdim=True)).abs().sum(1).flatten(1) + 1e-3
-    centre = torch.multinomial(outstanding, 1).squeeze(1)
+    centre = draws.choice(outstanding)
     tops = (centre // width - size // 2).clamp(0, height - size).tolist()
     lefts = (centre % width - size // 2).clamp(0, width - size).tolist()
     windows = [image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)]
@@ -280,13 +301,14 @@ def _turned_hues(images: Tensor, share: float) -> Tensor:
     Scenes have eight colours, and a body has one of them. A VAE that has seen no others draws the colour of a new
     subject as the nearest of them, and a flash along its side as a blur.
     """
-    angle = 2 * torch.pi * torch.rand(len(images), 1, 1, device=images.device)
+    each = (len(images), 1, 1)
+    angle = 2 * torch.pi * draws.rand(each, device=images.device)
     gray = torch.full((3, 3), 1 / 3, device=images.device)
     axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=images.device) / 3**0.5
     turns = angle.cos() * (torch.eye(3, device=images.device) - gray) + gray + angle.sin() * axis  # Rodrigues
-    turns = turns * (DARKEST + (1 - DARKEST) * torch.rand_like(angle))
+    turns = turns * (DARKEST + (1 - DARKEST) * draws.rand(each, device=images.device))
     other = torch.einsum("bij,bjhw->bihw", turns, (images + 1) / 2).clamp(0, 1) * 2 - 1
-    chosen, striped = torch.rand(2, len(images), 1, 1, 1, device=images.device)
+    chosen, striped = (draws.rand((*each, 1), device=images.device) for _ in range(2))
     return torch.where((chosen < share) & ((striped < 0.5) | _stripes(images)), other, images)
 
 
@@ -294,7 +316,7 @@ def _stripes(images: Tensor) -> Tensor:
     """For each of the images [batch, 3, height, width] where a stripe crosses it: bool [batch, 1, height, width]."""
     batch, _, *sides = images.shape
     down, across = torch.meshgrid(*(torch.linspace(-1, 1, side, device=images.device) for side in sides), indexing="ij")
-    angle, place, width = torch.rand(3, batch, 1, 1, 1, device=images.device)
+    angle, place, width = (draws.rand((batch, 1, 1, 1), device=images.device) for _ in range(3))
     narrow, wide = STRIPE
     away = across * (torch.pi * angle).cos() + down * (torch.pi * angle).sin() - (2 * place - 1) * 0.7
     return away.abs() < narrow + (wide - narrow) * width
