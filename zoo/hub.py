@@ -45,11 +45,11 @@ def fetch(
 
     patterns: list[str] | None = None
     if not constants.HF_HUB_OFFLINE:
-        listed = _asked(repository, there, fallback=[])
+        listed = asked(repository, there, fallback=[])
         patterns = [glob.escape(name) for name in needed(listed, variant, safety_checker, without)] or None
     if patterns is None:
-        return _asked(repository, lambda: Path(snapshot_download(repository, revision=revision, local_files_only=True)))
-    return _asked(repository, lambda: Path(snapshot_download(repository, revision=revision, allow_patterns=patterns)))
+        return asked(repository, lambda: Path(snapshot_download(repository, revision=revision, local_files_only=True)))
+    return asked(repository, lambda: Path(snapshot_download(repository, revision=revision, allow_patterns=patterns)))
 
 
 def needed(
@@ -87,10 +87,23 @@ def fetch_tokenizer(repository: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    return _asked(repository, lambda: Path(snapshot_download(repository, allow_patterns=list(TOKENIZER))))
+    return asked(repository, lambda: Path(snapshot_download(repository, allow_patterns=list(TOKENIZER))))
 
 
-def _asked(repository: str, ask: Callable[[], FoundT], fallback: Any = None) -> FoundT:
+def asked(
+    repository: str,
+    ask: Callable[[], FoundT],
+    fallback: Any = None,
+    *,
+    otherwise: str = "is neither a folder here nor a hub repository that can be fetched",
+) -> FoundT:
+    """What `ask` brings from a repository, or does with it.
+
+    fallback: what stands in where the hub cannot be asked, as without network; not for a repository that is not there.
+
+    Raises:
+        ValueError: the hub, or the way to it, refuses: the repository, `otherwise`, and the reason are told.
+    """
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
@@ -100,6 +113,4 @@ def _asked(repository: str, ask: Callable[[], FoundT], fallback: Any = None) -> 
         if fallback is not None and not unknown:  # no network: perhaps it is kept here
             return fallback
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{repository!r} is neither a folder here nor a hub repository that can be fetched: {reason}"
-        ) from error
+        raise ValueError(f"{repository!r} {otherwise}: {reason}") from error

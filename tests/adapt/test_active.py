@@ -73,6 +73,15 @@ def test_off_is_the_base_to_the_bit(adapted: nn.Module) -> None:
             assert torch.equal(adapted(batch(3)), plain)
 
 
+def test_strengths_of_zero_leave_a_gradient(adapted: nn.Module) -> None:
+    """As where all captions of a batch are dropped: a step of training is still one, in every process."""
+    lora = LoRA.build(adapted, ["*"])
+    inject(adapted, lora, "mine")
+    with use({"mine": torch.zeros(3)}):
+        adapted(batch(3)).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in lora.parameters())
+
+
 def test_the_inner_block_holds(adapted: nn.Module, alone: Callable[..., Tensor]) -> None:
     x = batch(2)
     with use({"a": 1.0}):

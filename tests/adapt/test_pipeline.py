@@ -182,6 +182,11 @@ def test_prefixes_and_objects(draw: Draw, loaded: Pipeline, tmp_path: Path) -> N
 def test_what_cannot_be_asked(draw: Draw, loaded: Pipeline, files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no adapter 'p7' is loaded; there are: p1, p2, p3"):
         draw(PINK, n=1, adapters={"p7": 1.0})
+    for asked in ("p7", ["p7"], ("p7", {})):
+        with pytest.raises(ValueError, match=r'adapters are given with their strengths, as {"p7": 1.0}; got .p7.'):
+            draw([PINK, RED], n=1, adapters=asked)
+    with pytest.raises(ValueError, match=r'with their strengths, as {"p7": 1.0}; got 0.5'):
+        draw(PINK, n=1, adapters=0.5)
     with pytest.raises(ValueError, match="3 choices of adapters: give one for all, one for each of 2 prompts, or .* 4"):
         draw([PINK, RED], n=2, adapters=[{}, {}, {}])
     with pytest.raises(ValueError, match="'p1': a strength is a finite number, got nan"):

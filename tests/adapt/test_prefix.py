@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.adapt.active import use
 from zoo.adapt.lora import LoRA
 from zoo.adapt.lora import inject as inject_lora
-from zoo.adapt.prefix import Prefix, inject
+from zoo.adapt.prefix import Prefix, inject, reading
 from zoo.nn.attention import Attention, attend
 from zoo.nn.text import TextAttention, TextNorm
 
@@ -167,6 +167,45 @@ def test_what_does_not_fit(parts, build: Build, tmp_path: Path) -> None:
     save_file(stored, path)
     with pytest.raises(ValueError, match="no prefix written by zoo"):
         Prefix.load(path)
+
+
+READING = {
+    "unet": {"down.1.transformers.0.blocks.0.cross_attention", "middle.transformer.blocks.0.cross_attention"},
+    "base": {"down.1.attentions.0", "middle.attention"},
+    "stage": {"down.1.attention", "up.0.attention"},
+    "unclip": {"unet.down.1.attentions.0", "unet.middle.attention"},
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_without_patterns_it_is_beside_what_looks_at_text_in_all_families(
+    name: str, parts, build: Build, tmp_path: Path
+) -> None:
+    part = parts[name]
+    module = build(part)
+    plain, prefix = part.call(module), Prefix.build(module, length=3)
+    assert READING[name] <= set(reading(module)) == set(prefix.layers)
+    injection = inject(module, prefix, "mine")
+    with use({"mine": 1.0}):
+        assert torch.equal(part.call(module), plain), "no change at the start"
+        losses = train(prefix, lambda: part.call(module))
+        trained = part.call(module)
+    assert losses[-1] < losses[0]
+    assert torch.equal(part.call(module), plain)
+    prefix.save(tmp_path / "mine.safetensors", "part")
+    injection.remove()
+    fresh = build(part)
+    inject(fresh, Prefix.load(tmp_path / "mine.safetensors")[1], "theirs")
+    with use({"theirs": 1.0}):
+        assert torch.equal(part.call(fresh), trained)
+
+
+def test_without_patterns_something_has_to_look_at_text(parts, build: Build) -> None:
+    for name in ("vae", "upsampler", "diffusion prior"):
+        module = build(parts[name])
+        assert reading(module) == []
+        with pytest.raises(ValueError, match=r"'\*cross_attention' matches none"):
+            Prefix.build(module)
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])

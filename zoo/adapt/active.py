@@ -55,7 +55,7 @@ def use(strengths: Mapping[str, Strength], images: int | None = None) -> Iterato
                 raise ValueError(f"adapter {name!r}: {len(strength)} strengths for {images} images")
             if not strength.isfinite().all():
                 raise ValueError(f"adapter {name!r}: strengths are finite numbers, got {strength.tolist()}")
-            acts = bool(strength.any())
+            acts = True  # zeros as well: what is trained has a gradient, if one of zeros, whatever the batch
         elif isinstance(strength, Tensor) and strength.dim():
             raise ValueError(f"adapter {name!r}: strengths have shape {list(strength.shape)}, expected [images]")
         else:

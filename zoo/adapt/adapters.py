@@ -188,12 +188,19 @@ class Adapters:
         those whose word the image's prompt says.
 
         Raises:
-            ValueError: the number of choices does not fit, or one names an adapter that is not loaded or is merged.
+            ValueError: what is asked for is no choice, the number of choices does not fit, or one names an adapter that
+                is not loaded or is merged.
         """
         if asked is None:
             each: list[Choice] = [self._called(prompt) for prompt in prompts]
+        elif isinstance(asked, Sequence) and not isinstance(asked, str):
+            each = list(asked)
         else:
-            each = [asked] if isinstance(asked, Mapping) else list(asked)
+            each = [asked]
+        for choice in each:
+            if not isinstance(choice, Mapping):
+                like = f'{{"{choice}": 1.0}}' if isinstance(choice, str) else '{"p7": 1.0}'
+                raise ValueError(f"adapters are given with their strengths, as {like}; got {choice!r}")
         if len(each) not in (1, len(prompts), count):
             raise ValueError(
                 f"{len(each)} choices of adapters: give one for all, one for each of {len(prompts)} prompts, or one "

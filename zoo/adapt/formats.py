@@ -14,20 +14,20 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from zoo import tensors
+from zoo import hub, tensors
 from zoo.adapt.files import LORA, PREFIX
 from zoo.adapt.lora import LoRA
+from zoo.adapt.stated import HEADER, Stated, of_folder, of_header, of_zoo
 from zoo.interface import Adaptable
 
 Format: TypeAlias = Literal["zoo", "kohya", "diffusers", "peft"]
@@ -35,8 +35,6 @@ Networks: TypeAlias = Mapping[str, Adaptable | nn.Module]
 """Networks by the names of their parts, such as "unet" and "text_encoder"; a bare module goes by its own names."""
 
 CONFIG = "adapter_config.json"
-CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # what PEFT begins a LoRA as by changing its base
-HEADER = "lora_adapter_metadata"  # of diffusers
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
@@ -122,12 +120,13 @@ def read(path: str | Path) -> LoRAFile:
     """The content of a LoRA file, or of a PEFT folder, in whichever layout it is.
 
     Raises:
-        ValueError: it cannot be read, holds other things than tensors, or is of a kind that cannot act as it should
-            (DoRA, transposed weights).
+        ValueError: it cannot be read, holds other things than tensors, states a rank or alpha that is none, or is of a
+            kind that cannot act as it should (DoRA, transposed weights).
     """
-    path, config = Path(path), None
+    path = Path(path)
+    stated: dict[str, Stated] | None = None
     if path.is_dir():
-        config = _config(path / CONFIG)
+        stated = {"": of_folder(path / CONFIG)}
         file = next((path / name for name in WEIGHTS[:2] if (path / name).is_file()), path / WEIGHTS[0])
     else:
         file = path
@@ -154,12 +153,10 @@ def read(path: str | Path) -> LoRAFile:
         entry.keys[side], entry.tensors[side] = key, tensor
         formats.add(layout)
     if said.get("format") == "zoo":
-        stated = _ours(path, said)
-    elif config is not None:
-        stated = {"": config}
-    else:
-        stated = _header(path, said)
-    whole = {module: _with_config(module, entry, stated) for module, entry in entries.items()}
+        stated = {"": of_zoo(path, said)}
+    elif stated is None:
+        stated = of_header(path, said)
+    whole = {module: _with_stated(module, entry, stated) for module, entry in entries.items()}
     return LoRAFile(path, " + ".join(sorted(formats)) or "unknown", whole, tuple(foreign))
 
 
@@ -265,103 +262,39 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return tensors.read(path)
     if path.suffix not in PICKLES:
         raise ValueError(f"{path} is no LoRA file: expected .safetensors, or of old ones {', '.join(PICKLES)}")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} holds more than tensors, or is damaged, and is not unpickled: {reason}") from error
-    except (OSError, EOFError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): fetch it again") from error
-    if not isinstance(stored, Mapping):
-        raise ValueError(f"{path} holds a {type(stored).__name__}, expected tensors by their names")
-    strange = [str(key) for key, value in stored.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    stored = tensors.read_pickle(path)
+    # It is whole, so it can be looked at for what is no tensor: an alpha that is a plain number must not go unheard.
+    said = torch.load(path, map_location="meta", weights_only=True)
+    strange = [str(key) for key in said.get("state_dict", said) if str(key) not in stored]
     if strange:
         raise ValueError(f"{path} holds other things than tensors: {', '.join(strange[:20])}")
-    return dict(stored)
+    return stored
 
 
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        kind = config["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no adapter config: {error!r}") from error
-    if kind != "LORA":
-        raise ValueError(f"{path} is of a {kind} adapter, not of a LoRA")
-    return _checked(path, config)
-
-
-def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    for option in ("use_dora", "fan_in_fan_out", "lora_bias"):
-        if config.get(option):
-            raise ValueError(f"{path} says {option}: such a LoRA would not act here as it was trained")
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.startswith(CHANGES_BASE):
-        raise ValueError(
-            f"{path} says init_lora_weights = {start!r}, which also changes the weights beneath: convert it, as PEFT "
-            "does with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-        )
-    return config
-
-
-def _header(path: Path, said: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What diffusers wrote into a header, as PEFT configs by part."""
-    if HEADER not in said:
-        return {}
-    try:
-        flat = json.loads(said[HEADER])
-        parts: dict[str, dict[str, Any]] = {}
-        for key, value in flat.items():
-            part, dot, option = key.partition(".")
-            parts.setdefault(part if dot else "", {})[option or part] = value
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: the header's {HEADER} cannot be read: {error}") from error
-    return {part: _checked(path, config) for part, config in parts.items()}
-
-
-def _ours(path: Path, said: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    try:
-        return {
-            "": {"alpha_pattern": json.loads(said["alpha"]), "rank_pattern": json.loads(said["rank"]), "exact": True}
-        }
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path}: the header does not say rank and alpha as zoo writes them: {error!r}") from error
-
-
-def _with_config(module: str, entry: Entry, stated: Mapping[str, dict[str, Any]]) -> Entry:
+def _with_stated(module: str, entry: Entry, stated: Mapping[str, Stated]) -> Entry:
     """The entry with the rank and alpha that the file states for it."""
     if "alpha" in entry.tensors:
-        return Entry(entry.stem, entry.keys, entry.tensors, float(entry.tensors["alpha"].float().mean()))
+        return replace(entry, alpha=float(entry.tensors["alpha"].float().mean()))
     part, _, rest = module.partition(".")
-    config, name = (stated[part], rest) if part in stated else (stated.get(""), module)
-    if config is None:
+    says, name = (stated[part], rest) if part in stated else (stated.get(""), module)
+    if says is None:
         return entry
-    found = {}
-    for what, common in (("rank", "r"), ("alpha", "lora_alpha")):
-        patterns = config.get(f"{what}_pattern") or {}
-        if config.get("exact"):
-            found[what] = patterns.get(name)
-        else:
-            hits = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
-            found[what] = next(hits, config.get(common))
-    alpha, rank = found["alpha"], found["rank"]
+    rank, alpha = says.of(name)
     down = entry.tensors.get("down")
-    if alpha is not None and config.get("use_rslora") and down is not None:
+    if alpha is not None and says.rslora and down is not None and down.dim():
         alpha = alpha * math.sqrt(len(down))  # there alpha / sqrt(rank) is the factor
-    return Entry(entry.stem, entry.keys, entry.tensors, alpha, rank)
+    return replace(entry, alpha=alpha, rank=rank)
 
 
 def _fetch(source: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     owner, name, *inner = source.split("/")
-    try:
+    repository, wanted = f"{owner}/{name}", ["*.safetensors", CONFIG, "*lora*.bin", "adapter*.bin"]
+
+    def fetch() -> str:
         if inner:
-            return Path(hf_hub_download(f"{owner}/{name}", "/".join(inner)))
-        return Path(
-            snapshot_download(f"{owner}/{name}", allow_patterns=["*.safetensors", CONFIG, "*lora*.bin", "adapter*.bin"])
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{source!r} is neither a path here nor a LoRA on the hub: {reason}") from error
+            return hf_hub_download(repository, "/".join(inner))
+        return snapshot_download(repository, allow_patterns=wanted)
+
+    return Path(hub.asked(source, fetch, otherwise="is neither a path here nor a LoRA on the hub"))

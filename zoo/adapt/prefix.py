@@ -24,7 +24,7 @@ from zoo.adapt.lora import Target
 from zoo.nn.attention import Attention, attend
 from zoo.nn.text import TextAttention
 
-CROSS_ATTENTION = ("*cross_attention",)  # of Stable Diffusion; pixels and text are one attention in the others' U-Nets
+CROSS_ATTENTION = "*cross_attention"  # of Stable Diffusion; pixels and text are one attention in the others' U-Nets
 Looking: TypeAlias = Attention | TextAttention
 
 
@@ -65,7 +65,7 @@ class Prefix(nn.Module):
     def build(
         cls,
         module: nn.Module,
-        patterns: Sequence[str] = CROSS_ATTENTION,
+        patterns: Sequence[str] | None = None,
         *,
         length: int = 8,
         features: Tensor | None = None,
@@ -73,7 +73,8 @@ class Prefix(nn.Module):
         on_null: bool = False,
         seed: int = 0,
     ) -> Prefix:
-        """Fresh prefixes that change nothing yet, at every attention whose name matches (see `lora.Target`).
+        """Fresh prefixes that change nothing yet, at every attention whose name matches (see `lora.Target`); without
+        patterns, at those that look at text.
 
         features [length, context width]: begin from what the network's own projections make of them, such as the class
         word's tokens, instead of from small random numbers; their number is then the length. hidden: the width of the
@@ -83,7 +84,8 @@ class Prefix(nn.Module):
             ValueError: a pattern matches no attention, or the features do not fit one.
         """
         attentions = {name: child for name, child in module.named_modules() if isinstance(child, Looking)}
-        wanted = [Target(pattern=pattern) for pattern in patterns]
+        chosen = (reading(module) or [CROSS_ATTENTION]) if patterns is None else patterns
+        wanted = [Target(pattern=pattern) for pattern in chosen]
         for target in wanted:
             if not any(target.matches(name) for name in attentions):
                 known = ", ".join(list(attentions)[:8]) or "none"
@@ -158,6 +160,17 @@ class Prefix(nn.Module):
             for name in names
         }
         return said["part"], cls(layers, on_null=said.get("on_null") == "true")
+
+
+def reading(module: nn.Module) -> list[str]:
+    """The names of a network's attentions that look at text, alone or beside pixels."""
+    crossing = Target(pattern=CROSS_ATTENTION)
+    return [
+        name
+        for name, child in module.named_modules()
+        if (isinstance(child, TextAttention) and child.text_k is not None)
+        or (isinstance(child, Attention) and crossing.matches(name))
+    ]
 
 
 def inject(module: nn.Module, prefix: Prefix, name: str) -> PrefixInjection:

@@ -80,8 +80,27 @@ class Word(nn.Module):
         return cls(said["word"], said["piece"], stored[ROW].float())
 
 
-def inject(encoder: Reader, word: Word) -> list[RemovableHandle]:
-    """Have the encoder read the piece as the word's own row, through which gradients flow; removed by the handles.
+class WordInjection:
+    """A word that an encoder reads and that prompts may write, as `inject` had it."""
+
+    def __init__(self, encoder: Reader, word: Word, handles: Sequence[RemovableHandle], before: str | None) -> None:
+        self._words, self._name, self._before = encoder.tokenizer.words, word.name, before
+        self._handles = list(handles)
+
+    def remove(self) -> None:
+        """Take both back: the encoder reads the piece as it did, and prompts mean what they did."""
+        if not self._handles:
+            return
+        while self._handles:
+            self._handles.pop().remove()
+        if self._before is None:
+            self._words.pop(self._name, None)
+        else:
+            self._words[self._name] = self._before
+
+
+def inject(encoder: Reader, word: Word) -> WordInjection:
+    """Have the encoder read the piece as the word's own row, through which gradients flow, until that is removed.
 
     Raises:
         ValueError: the piece is none that the tokenizer keeps free, or the row is of another width.
@@ -91,8 +110,10 @@ def inject(encoder: Reader, word: Word) -> list[RemovableHandle]:
     def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return torch.where((args[0] == identity)[..., None], word.row.to(output), output)
 
+    before = encoder.tokenizer.words.get(word.name)
     encoder.tokenizer.words[word.name] = word.piece
-    return [table.register_forward_hook(read) for table in _tables(encoder)]
+    handles = [table.register_forward_hook(read) for table in _tables(encoder)]
+    return WordInjection(encoder, word, handles, before)
 
 
 @torch.no_grad()

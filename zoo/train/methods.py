@@ -33,6 +33,7 @@ from zoo.config import ROLES, Role
 from zoo.interface import Adaptable, Decoder, Generator, TextEncoder
 from zoo.pipeline import Pipeline
 from zoo.text.named import NamedModel
+from zoo.train.learners import learners
 from zoo.train.recipe import RecipeError, Table, nearest
 from zoo.weights import save_model
 
@@ -42,15 +43,20 @@ if TYPE_CHECKING:
 Method: TypeAlias = Literal["lora", "prefix", "lora+prefix", "textual-inversion", "full"]
 T = TypeVar("T")
 BASE = Path("base.json")  # which weights an adapter was trained on: those of the parts that it changes or listens to
-PROJECTIONS = r"re:(.*\.)?(to_[qkv]|to_out|[qkv]_proj|out_proj|[qkvo])"  # of attention, in all families and text towers
+# Of attention, in all families and text towers; text_k and text_v are of text where pixels have keys of their own.
+PROJECTIONS = r"re:(.*\.)?(to_[qkv]|to_out|text_[kv]|[qkv]_proj|out_proj|[qkvo])"
+DRAWING = ("unet", "prior", "unclip")  # what draws by the text: Stable Diffusion's and Imagen's, then DALL-E 2's
 
 
 class LoRATable(Table):
-    """Which modules get a LoRA: by the name or the role of a part ("unet", "generator"), patterns on their names."""
+    """Which modules get a LoRA: by the name or the role of a part ("unet", "generator"), patterns on their names.
+
+    Without targets, the attention of what draws by the text, as `usual` names it.
+    """
 
     rank: int = Field(8, ge=1)  # where a target has none of its own, as alpha
     alpha: float | None = None  # None: as the rank
-    targets: dict[str, tuple[lora.Target | str, ...]] = Field({"generator": (PROJECTIONS,)})
+    targets: dict[str, tuple[lora.Target | str, ...]] | None = None
     lr: float | None = Field(None, gt=0)  # None: optimiser.lr
 
     def target(self, pattern: lora.Target | str) -> lora.Target:
@@ -60,9 +66,9 @@ class LoRATable(Table):
 
 
 class PrefixTable(Table):
-    """Which attentions get a prefix, and how it begins."""
+    """Which attentions get a prefix, and how it begins; without targets, all that look at text in `usual` networks."""
 
-    targets: dict[str, tuple[str, ...]] = Field({"generator": prefix.CROSS_ATTENTION})
+    targets: dict[str, tuple[str, ...]] | None = None
     length: int = Field(8, ge=1)
     word: str | None = None  # begin from the first tokens of this text as encoded; None: small random numbers
     hidden: int | None = Field(64, ge=1)  # width of the MLP in training, None for none
@@ -123,6 +129,20 @@ def networks(pipe: Pipeline, target: str) -> dict[str, tuple[Role, Adaptable]]:
     raise RecipeError(f"{pipe.name} has no part {target!r} to adapt: {nearest(target, known)}")
 
 
+def usual(pipe: Pipeline) -> dict[str, nn.Module]:
+    """The networks that are adapted where a recipe names none, by name: those that draw by the text and learn from
+    pictures. That is Stable Diffusion's U-Net, Imagen's base, and of DALL-E 2 the diffusion prior and the decoder; of a
+    pipeline with none of them, what its generator has.
+
+    Raises:
+        ValueError: as `learners`.
+    """
+    taught = {module for learner in learners(pipe) for module in learner.denoiser.modules()}
+    parts = {name: network.module for name, network in pipe.adaptable().items() if name in DRAWING}
+    found = {name: module for name, module in parts.items() if module in taught}
+    return found or {name: network.module for name, (_, network) in networks(pipe, "generator").items()}
+
+
 class Trained:
     """What one method trains of a pipeline. `model` holds it, `roles` are the parts that it changes, `strengths` what
     of it a call asks for by name."""
@@ -140,6 +160,11 @@ class Trained:
             self.model = nn.ModuleDict({name.replace("-", "_"): kinds[name]() for name in asked})
         except ValueError as error:
             raise RecipeError(str(error)) from None
+
+    @property
+    def spares_null(self) -> bool:
+        """Whether there is a prefix that does not act where there is no text."""
+        return "prefix" in self.strengths and not self.recipe.prefix.on_null
 
     def pace(self, name: str) -> float:
         """What the learning rate is multiplied by for the parameter of this name in `model`."""
@@ -164,7 +189,10 @@ class Trained:
 
     def _lora(self) -> nn.Module:
         table, loras = self.recipe.lora, {}
-        for name, role, network, patterns in self._targets(table.targets):
+        targets = table.targets
+        if targets is None:
+            targets = dict.fromkeys(usual(self.pipe), (PROJECTIONS,))
+        for name, role, network, patterns in self._targets(targets):
             wanted = [table.target(pattern) for pattern in patterns]
             loras[name] = lora.LoRA.build(network, wanted, seed=self.recipe.seed)
             self._changes(role, network)
@@ -180,7 +208,13 @@ class Trained:
         if table.word is not None:
             with torch.no_grad():
                 start = self.pipe.text_encoder.encode([table.word]).tokens[0, : table.length]
-        for name, role, network, patterns in self._targets(table.targets):
+        targets = table.targets
+        if targets is None:
+            reading = {name: tuple(prefix.reading(network)) for name, network in usual(self.pipe).items()}
+            targets = {name: found for name, found in reading.items() if found}
+            if not targets:
+                raise RecipeError(f"{self.pipe.name} has no attention that looks at text: name some in prefix.targets")
+        for name, role, network, patterns in self._targets(targets):
             prefixes[name] = prefix.Prefix.build(
                 network,
                 patterns,

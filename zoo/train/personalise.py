@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from zoo.adapt import active
 from zoo.data.folder import METADATA, ImageFolder
 from zoo.data.folder import Picture as Captioned
+from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.objective import Teacher
 from zoo.diffusion.objective import loss as objective
+from zoo.diffusion.ports import choose
 from zoo.evaluate.subject import is_p7
 from zoo.interface import Conditioning, TextFeatures
 from zoo.loading import load
@@ -63,6 +65,8 @@ class PriorTable(Table):
     def _fits(self) -> Self:
         if self.guidance != 1 and self.learn != "predictions":
             raise ValueError('guidance is of predictions: set learn = "predictions", or leave it out')
+        if self.guidance != 1 and self.dropout:
+            raise ValueError("guided predictions are of both branches, and drop no captions: leave dropout out")
         return self
 
     @property
@@ -207,34 +211,44 @@ class AdapterTask(Task[AdapterRecipe]):
         return own + prior.weight_at(progress) * kept, {"own": own.detach(), "prior": kept.detach()}
 
     def _error(self, examples: Examples, rows: Tensor, dropout: float, floor: float, held: bool = False) -> Tensor:
-        """The loss of these pictures; `held` to what the model made of them before it learned."""
-        with active.use(self.trained.strengths, len(rows)):
+        """The loss of these pictures; `held` to what the model made of them before it learned.
+
+        A prefix that does not act where there is no text, as guidance has it in sampling, is off where captions are
+        dropped too.
+        """
+        strengths: dict[str, active.Strength] = dict(self.trained.strengths)
+        with active.use(strengths, len(rows)):
             text = self._read(examples.prompts[rows])
-            null = self.pipe.text_encoder.null(1) if self.hears and dropout else self.null
+            null = self.pipe.text_encoder.null(1) if self.hears else self.null
             errors = []
             for learner in self.learners:
                 kept, chance = examples.kept[learner.name][rows], torch.get_rng_state()
                 x0, said = learner.told(kept, text)
-                teacher = None
+                nothing, teacher = learner.null(null), None
                 if held:
                     torch.set_rng_state(chance)  # told the same, but for words that have changed
                     _, then = learner.told(kept, _rows(self.text, examples.prompts[rows]))
                     teacher = Teacher(
                         self.before[learner.name], then, learner.null(self.null), self.recipe.prior.guidance
                     )
-                errors.append(
-                    objective(
+                share, acting = dropout, strengths
+                if self.trained.spares_null and share > 0 and (teacher is None or teacher.guidance == 1):
+                    drop, share = draws.rand((len(rows),)) < share, 0.0  # here, so that it is known which
+                    said, teacher = _dropped(drop, said, nothing, teacher)
+                    acting = strengths | {"prefix": (~drop).float()}
+                with active.use(acting, len(rows)):
+                    error = objective(
                         learner.denoiser,
                         x0.contiguous(memory_format=self.layout),
                         said,
-                        null=learner.null(null),
-                        dropout=dropout,
+                        null=nothing,
+                        dropout=share,
                         gamma=self.recipe.gamma,
                         floor=floor,
                         teacher=teacher,
                         generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step
                     )
-                )
+                errors.append(error)
         return torch.stack(errors).sum()  # of networks that do not touch each other
 
     def _as_it_is(self, learner: Learner) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
@@ -382,6 +396,15 @@ def _side(pipe: Pipeline) -> int:
     if pipe.size is None or pipe.size[0] != pipe.size[1]:
         raise ValueError(f"{pipe.name} draws {pipe.size}: adapters are trained on models of square pictures")
     return pipe.size[0]
+
+
+def _dropped(
+    drop: Tensor, said: Conditioning, null: Conditioning, teacher: Teacher | None
+) -> tuple[Conditioning, Teacher | None]:
+    """What network and teacher are told where the captions of some samples, drop [batch], are left out."""
+    if teacher is not None and teacher.null is not None:
+        teacher = replace(teacher, conditioning=choose(drop, teacher.null, teacher.conditioning))
+    return choose(drop, null, said), teacher
 
 
 def _unit(images: Tensor) -> Tensor:
