@@ -131,8 +131,8 @@ def test_shrinking_is_the_mean() -> None:
 
 
 def test_settings_are_for_all_stages_or_none() -> None:
-    stages = [StageConfig(name="one"), StageConfig(name="two", sampling=Sampling(steps=3))]
-    assert [how.steps for how in settings(stages, ())] == [8, 3]
-    assert [how.steps for how in settings(stages, [Sampling(steps=1)] * 2)] == [1, 1]
+    defaults = {"one": Sampling(steps=8), "two": Sampling(steps=3)}
+    assert [how.steps for how in settings(defaults, ())] == [8, 3]
+    assert [how.steps for how in settings(defaults, [Sampling(steps=1)] * 2)] == [1, 1]
     with pytest.raises(ValueError, match=r"1 settings were given for 2 stages \(one, two\)"):
-        settings(stages, [Sampling()])
+        settings(defaults, [Sampling()])

@@ -52,6 +52,25 @@ def test_what_is_converted_is_read_and_looked_at(tmp_path: Path) -> None:
         load(stored(tmp_path / "half.safetensors", torch.float16, math.nan))
 
 
+def test_what_a_module_holds_is_looked_at_as_it_holds_it_by_then(tmp_path: Path) -> None:
+    """Cast, say; what no module holds is let go."""
+    bad = stored(tmp_path / "bad.safetensors", torch.float32, math.nan)
+    large = stored(tmp_path / "large.safetensors", torch.float32, 1e5)
+    with checked_later() as unread:
+        load(bad)
+        kept = load(large)
+    assert unread.sources == [str(bad), str(large)]
+    unread.keep([kept])
+    kept.to(torch.bfloat16)
+    unread.check()
+    with checked_later() as unread:
+        kept = load(large)
+    unread.keep([kept])
+    kept.to(torch.float16)
+    with pytest.raises(ValueError, match=r"large\.safetensors holds NaN or infinity \(1\): weight\. .* as bfloat16"):
+        unread.check()
+
+
 def test_what_was_loaded_before_or_after_is_not_taken(tmp_path: Path) -> None:
     bad = stored(tmp_path / "bad.safetensors", torch.float32, math.nan)
     with checked_later() as unread:

@@ -59,10 +59,20 @@ def test_the_overall_score_is_the_mean_of_the_six_tasks(name: str) -> None:
 
 
 def test_the_scores_are_worth_shipping() -> None:
-    overall: Any = configs.read(SHIPPED / "stable-diffusion-small").results["evaluation"]["overall"]
-    for split, least in (("seen", 0.75), ("held_out", 0.55)):
-        assert overall[split]["en"] >= least
-        assert overall[split]["zh"] >= overall[split]["en"] - 0.05
+    scores: Any = configs.read(SHIPPED / "stable-diffusion-small").results["evaluation"]
+    for split, least in (("seen", 0.90), ("held_out", 0.80)):
+        english, chinese = scores["overall"][split]["en"], scores["overall"][split]["zh"]
+        assert english >= least
+        assert chinese >= english - 0.05  # 0.03 is the goal; on held-out combinations it is missed by 0.004
+    assert min(share for task in scores["tasks"].values() for share in task["seen"].values()) >= 0.80
+
+
+def test_decoders_lose_little() -> None:
+    assert configs.read(SHIPPED / "stable-diffusion-small").results["psnr"] >= 30  # type: ignore[operator]  # dB
+    enlarging: Any = configs.read(SHIPPED / "imagen-small").results["enlarging"]
+    usual = enlarging["levels"][f"{enlarging['used']:g}"]
+    assert usual["ok"] >= 0.97
+    assert usual["colour_error"] <= 2  # of 255
 
 
 def test_it_draws_what_it_is_asked_for(pipe: Pipeline) -> None:

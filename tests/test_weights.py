@@ -96,6 +96,23 @@ def test_paths_that_leave_the_folder_are_refused(copy: Path, path: str) -> None:
         zoo.load(copy, device="cpu")
 
 
+def test_weights_that_the_config_does_not_list_are_refused(copy: Path) -> None:
+    said = json.loads((copy / "config.json").read_text("utf-8"))
+    for part, file in (("generator", "unet/model.safetensors"), ("text_encoder", "text_encoder/model.safetensors")):
+        listed = {name: sum for name, sum in said[part]["files"].items() if name != file}
+        change(copy, listed, part, "files")
+        with pytest.raises(ValueError, match=rf"{file} cannot be checked: the files of this '[a-z-]+' in the config"):
+            zoo.load(copy, device="cpu")
+        change(copy, said[part]["files"], part, "files")
+    assert zoo.load(copy, device="cpu")
+
+
+def test_a_lora_is_one_of_the_files(copy: Path) -> None:
+    change(copy, "lora.safetensors", "generator", "lora")
+    with pytest.raises(ValueError, match=r"generator: .*the LoRA lora\.safetensors is not among the files"):
+        zoo.load(copy, device="cpu")
+
+
 def test_nothing_but_the_table_is_imported(copy: Path) -> None:
     change(copy, "os:system", "decoder", "kind")
     with pytest.raises(ValueError, match="unknown kind of part 'os:system'"):

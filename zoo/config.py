@@ -1,11 +1,11 @@
-"""What a model folder's `config.json` may say. Configs are data: nothing in them is run or opened unchecked."""
+"""What a model folder's `config.json` may say. Configs are data: nothing in them is run, no path in them leads out."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 FILE = "config.json"
 ADAPTERS = "adapters"  # the folder in a model's that holds those that come with it, each in a folder of its name
@@ -13,14 +13,19 @@ Role: TypeAlias = Literal["text_encoder", "generator", "decoder"]
 ROLES: tuple[Role, ...] = ("text_encoder", "generator", "decoder")
 
 
-def _inside(path: str) -> str:
+def inner_path(path: str) -> str:
+    """A path as files of a model may give it, in its shortest form: one that leads nowhere but down.
+
+    Raises:
+        ValueError: it is another.
+    """
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
         raise ValueError(f"{path!r} is not a path inside the model folder")
     return str(pure)
 
 
-InnerPath = Annotated[str, AfterValidator(_inside)]
+InnerPath = Annotated[str, AfterValidator(inner_path)]
 SharedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -39,6 +44,12 @@ class PartConfig(Strict):
     shared: SharedName | None = None  # the neighbouring folder that holds the files instead: parts used by many models
     lora: InnerPath | None = None  # one of the files: a LoRA that is added to the weights for good
     upsamplers: PartConfig | None = None  # of an unclip-decoder: the cascade whose stages come after its own
+
+    @model_validator(mode="after")
+    def _listed(self) -> Self:
+        if self.lora is not None and self.lora not in self.files:
+            raise ValueError(f"the LoRA {self.lora} is not among the files, which have their sums")
+        return self
 
 
 class AdapterConfig(Strict):

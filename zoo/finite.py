@@ -8,13 +8,18 @@ when it is first called, which reads them anyway.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+Look: TypeAlias = Callable[[], Tensor]
+"""Gives a tensor as it is by now."""
 
 
 def finite(tensor: Tensor) -> bool:
@@ -29,20 +34,39 @@ def broken(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 class Unread:
-    """Tensors that nobody has looked at yet, by the file or folder that they come from."""
+    """Tensors that nobody has looked at yet, by the file or folder that they come from.
+
+    sources: everything that tensors were taken from, also those that were looked at at once.
+    """
 
     def __init__(self) -> None:
-        self._tensors: list[tuple[str, Mapping[str, Tensor]]] = []
+        self.sources: list[str] = []
+        self._tensors: list[tuple[str, Mapping[str, Look]]] = []
         self._checking = threading.Lock()  # one thread reads them, others that came meanwhile wait for what it finds
 
     def add(self, source: str | Path, tensors: Mapping[str, Tensor]) -> None:
         """Remember to look at these."""
-        self._tensors.append((str(source), tensors))
+        self.sources.append(str(source))
+        self._tensors.append((str(source), {name: partial(_itself, tensor) for name, tensor in tensors.items()}))
 
     def keep(self, modules: Iterable[nn.Module]) -> None:
-        """Let go of files of which these modules hold nothing."""
-        held = {t.data_ptr() for module in modules for t in (*module.parameters(), *module.buffers())}
-        self._tensors = [one for one in self._tensors if any(t.data_ptr() in held for t in one[1].values())]
+        """Let go of files of which these modules hold nothing; what they hold is looked at as they hold it by then.
+
+        To be called before anything is moved or cast, which gives a module's tensors other memory: that is how they are
+        known here. Numbers that a cast has made infinite are found as well.
+        """
+        held: dict[int, Look] = {
+            tensor.data_ptr(): partial(getattr, owner, name)
+            for module in modules
+            for owner in module.modules()
+            for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
+        }
+        kept: list[tuple[str, Mapping[str, Look]]] = []
+        for source, looks in self._tensors:
+            found = {name: held.get(look().data_ptr()) for name, look in looks.items()}
+            if any(found.values()):
+                kept.append((source, {name: found[name] or look for name, look in looks.items()}))
+        self._tensors = kept
 
     def check(self) -> None:
         """Look at all of them; those that are in order are let go.
@@ -52,12 +76,20 @@ class Unread:
         """
         with self._checking:
             while self._tensors:
-                source, tensors = self._tensors[0]
+                source, looks = self._tensors[0]
+                tensors = {name: look() for name, look in looks.items()}
                 if names := broken(tensors):
+                    half = any(tensors[name].dtype == torch.float16 for name in names)
+                    hint = ", or load it as bfloat16 if its numbers are too large for float16" if half else ""
                     raise ValueError(
                         f"{source} holds NaN or infinity ({len(names)}): {', '.join(names)}. Fetch or write it again"
+                        f"{hint}"
                     )
                 del self._tensors[0]
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 _LATER: ContextVar[Unread | None] = ContextVar("later", default=None)

@@ -21,10 +21,10 @@ from zoo.finite import checked_later
 from zoo.interface import Decoder, Generator, Sampling, TextEncoder
 from zoo.pipeline import Pipeline, device_of
 from zoo.published import INDEX, Assembly
+from zoo.safety import SafetyChecker, find_checker
 
 if TYPE_CHECKING:
     from zoo.diffusion.denoiser import Target
-    from zoo.safety import SafetyChecker
 
 # The pipeline's class in a published folder's model_index.json: the module whose `load_folder(folder, *, variant,
 # dtype)` gives its `Assembly`. A family that learns to read its published checkpoints adds its classes here.
@@ -51,7 +51,7 @@ FAMILIES = {
     ),
     **dict.fromkeys(("UnCLIPPipeline", "UnCLIPImageVariationPipeline"), "zoo.dalle2.pretrained"),
 }
-SINGLE_FILES = "zoo.stable_diffusion.pretrained"  # whose `load_file` reads files that hold a whole model
+FILE_READER = "zoo.stable_diffusion.pretrained"  # whose `load_file` reads files that hold a whole model
 
 # Where models are, and which of `load`'s options say how they are read there.
 OWN, FOLDER, FILE = "a model folder of the zoo", "a diffusers folder", "a single file"
@@ -60,12 +60,32 @@ HEEDED = {OWN: (), FOLDER: ("variant", "clip_skip"), FILE: ("prediction", "clip_
 
 @dataclass(frozen=True)
 class Reading:
-    """How published checkpoints are read: see `load`."""
+    """How published checkpoints are fetched and read: see `load`."""
 
     dtype: torch.dtype | None
     variant: str | None
+    revision: str | None
     prediction: Target | None
     clip_skip: int
+
+    def check(self, models: Iterable[str | os.PathLike[str]]) -> None:
+        """What needs no file to be looked at: the type, and that one of the models at least has revisions.
+
+        Raises:
+            ValueError: it cannot be.
+        """
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise ValueError(f"dtype is a floating type, such as torch.float16, not {self.dtype!r}")
+        if self.revision is not None and not any(map(registry.is_fetched, models)):
+            raise ValueError("nothing that is loaded here heeds revision: leave it out (it is of what the hub gives)")
+
+    def find(self, model: str | os.PathLike[str], *, safety_checker: bool = False) -> Path:
+        """Where a model is, fetched if need be.
+
+        Raises:
+            ValueError: as `zoo.registry.find`.
+        """
+        return registry.find(model, revision=self.revision, variant=self.variant, safety_checker=safety_checker)
 
     def refuse_unheeded(self, places: Iterable[Path]) -> None:
         """What was asked for is heeded by one of the places at least that parts come from.
@@ -128,23 +148,26 @@ def load(
 
     Published checkpoints are folders in the diffusers layout and original single files (.safetensors, .ckpt; nothing in
     a pickle is run). Stage II of DeepFloyd IF is a decoder for stage I, decoder="if-ii-l/decoder". variant: of a
-    diffusers folder, such as "fp16", the files to take where there are any. revision: of a hub id, a branch, tag or
-    commit. prediction: "epsilon" or "v", for single files that do not tell. clip_skip: layers of a published CLIP text
-    tower to leave out at its end. How it is sampled by default, and how large, is said by the model that the generator
-    comes from.
+    diffusers folder, such as "fp16", the files to take where there are any. revision: of all that is fetched from the
+    hub, a branch, tag or commit. prediction: "epsilon" or "v", for single files that do not tell. clip_skip: layers of
+    a published CLIP text tower to leave out at its end. How it is sampled by default, and how large, is said by the
+    model that the generator comes from.
 
     safety_checker: None, "published" for the checkpoint's own, or a callable (see `zoo.safety`).
 
     Files in the precision that is wanted are mapped, not read: whether they hold NaN is seen by the first call.
 
     Raises:
-        ValueError: no such model, part or device, damaged files, parts that do not fit each other, or an option that
-            nothing here heeds.
+        ValueError: no such model, part, device or floating type, damaged files, parts that do not fit each other, or an
+            option that nothing here heeds. What can be seen without the model's files is told before they are fetched.
     """
-    how = Reading(dtype, variant, prediction, clip_skip)
-    checked = safety_checker == "published"
-    place = registry.find(name_or_path, revision=revision, variant=variant, safety_checker=checked)
+    how = Reading(dtype, variant, revision, prediction, clip_skip)
     chosen: dict[Role, object] = {"text_encoder": text_encoder, "generator": generator, "decoder": decoder}
+    how.check([name_or_path, *(_model_of(said) for said in chosen.values() if isinstance(said, str) and "/" in said)])
+    target, checked = device_of(device), isinstance(safety_checker, str) and safety_checker == "published"
+    # One that is given needs no place to be found in.
+    given = None if safety_checker is None or checked else find_checker(safety_checker, Path(), device=target)
+    place = how.find(name_or_path, safety_checker=checked)
     labels: dict[Role, str] = {}
     parts: dict[Role, object] = {}
     looks: object = None  # comes with the decoder; beside a decoder object it is the caller's to set
@@ -175,11 +198,8 @@ def load(
         image_encoder=cast("ImageEncoder | None", looks),
     )
     pipeline.unread, pipeline.shipped = unread, source.adapters()
-    pipeline.to(device, dtype)
-    if safety_checker is not None:
-        from zoo.safety import find_checker
-
-        pipeline.safety_checker = find_checker(safety_checker, place, device=device_of(device), variant=variant)
+    pipeline.to(target, dtype)
+    pipeline.safety_checker = find_checker("published", place, device=target, variant=variant) if checked else given
     return pipeline
 
 
@@ -262,7 +282,7 @@ def _source(place: Path, how: Reading) -> Source:
     options = {"clip_skip": how.clip_skip} if how.clip_skip else {}
     dtype, kind = how.dtype or torch.float32, _kind(place)
     if kind == FILE:
-        module = importlib.import_module(SINGLE_FILES)
+        module = importlib.import_module(FILE_READER)
         tokenizer = registry.clip_tokenizer
         found = module.load_file(place, dtype=dtype, prediction=how.prediction, tokenizer=tokenizer, **options)
         return PublishedModel(found)
@@ -281,11 +301,15 @@ def _owner(
     """The model that a part comes from, and the variant of the part. `sources` are those that were read already."""
     if choice is None or "/" not in choice:
         return source, choice
-    model, _, name = choice.rpartition("/")
-    place = registry.find(model, variant=how.variant)
+    place, name = how.find(_model_of(choice)), choice.rpartition("/")[2]
     if place not in sources:
         sources[place] = _source(place, how)
     return sources[place], None if name == role else name
+
+
+def _model_of(choice: str) -> str:
+    """The model of a part that is named as `other-model/part`."""
+    return choice.rpartition("/")[0]
 
 
 def _enlarged(generator: object, decoder: object, size: tuple[int, int]) -> tuple[object, tuple[int, int]]:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 from torch import Tensor
 
 from zoo import tensors
+from zoo.config import inner_path
 from zoo.interface import Decoder, Generator, Sampling, TextEncoder
 
 INDEX = "model_index.json"
@@ -45,7 +46,6 @@ class Assembly:
     defaults: Sampling
     size: tuple[int, int]  # height and width in pixels
     lacking: str = ""
-    notes: Mapping[str, object] = field(default_factory=dict)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -54,10 +54,10 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         ValueError: the name, or a link that it leads to, leaves the folder.
     """
-    pure = PurePosixPath(name)
-    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name:
-        raise ValueError(f"{name!r} in {folder} is not a path inside it")
-    path = folder / pure
+    try:
+        path = folder / inner_path(name)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     home = _home(folder)
     if not path.resolve().is_relative_to(home):
         raise ValueError(f"{path} is a link to {path.resolve()}, outside {home}: put the file itself there")
@@ -146,6 +146,20 @@ def understood(
         raise ValueError(f"{folder / name}: {error}") from error
 
 
+def side(place: Path, said: Mapping[str, object], multiple: int) -> int:
+    """The height and width of a network's square pictures, which its config in the folder `place` says.
+
+    Raises:
+        ValueError: it says no positive multiple of `multiple`.
+    """
+    found = said.get("sample_size")
+    if not isinstance(found, int) or found < 1 or found % multiple:
+        raise ValueError(
+            f"{place / 'config.json'}: sample_size={found!r} is no size: a positive multiple of {multiple} is expected"
+        )
+    return found
+
+
 def _sane(option: str, value: object) -> bool:
     """Whether numbers are such that a network can be built of them at all, before one is tried."""
     if isinstance(value, (list, tuple)):
@@ -188,10 +202,15 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
         ValueError: there are none, or a shard's name leaves the folder.
     """
     first, *_ = choose([path.name for path in folder.glob("*")], variant, str(folder))
-    return _shards(folder, first) if first.endswith(".json") else [inside(folder, first)]
+    return shards(folder, first) if first.endswith(".json") else [inside(folder, first)]
 
 
-def _shards(folder: Path, index: str) -> list[Path]:
+def shards(folder: Path, index: str) -> list[Path]:
+    """The files that an index names as those of a folder's tensors.
+
+    Raises:
+        ValueError: it is missing or damaged, or a name leaves the folder.
+    """
     listed = options(folder, index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise ValueError(f"{folder / index} has no valid weight_map: names of tensors to names of files are expected")

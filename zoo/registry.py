@@ -17,7 +17,7 @@ from pathlib import Path
 
 CONFIG, INDEX = "config.json", "model_index.json"  # of our own folders, and of published ones
 HERE = Path(__file__).parent
-SINGLE_FILES = (".safetensors", ".ckpt")
+SUFFIXES = (".safetensors", ".ckpt")  # of files that hold a whole model
 CLIP = "clip-small"  # the zoo's own, by which pictures are scored
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 
@@ -150,9 +150,10 @@ def _is_own(folder: Path) -> bool:
 def _is_model(config: Path) -> bool:
     """Whether it is a model's config: shelves also hold single parts that models share, under configs of their own."""
     try:
-        return "format" in json.loads(config.read_bytes())
-    except (OSError, ValueError):
+        said = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return True  # a damaged model is listed, and loading it says what is wrong
+    return not isinstance(said, dict) or "format" in said
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -201,6 +202,8 @@ def find(
 ) -> Path:
     """A model's folder or file, given its name, its path, or a hub id `owner/name` (fetched once, then kept).
 
+    What is no text, such as a `Path`, is a path and no name: names come first where a text may be either.
+
     revision, variant, safety_checker: of what is fetched, see `zoo.hub.fetch`.
 
     Raises:
@@ -210,23 +213,38 @@ def find(
     if not name:
         raise ValueError(f"a model's name is needed, one of: {', '.join(list_models())}")
     known = models()
-    if name in known:
-        return known[name]
-    if name in PUBLISHED:
-        return _fetch_published(PUBLISHED[name], revision, variant, safety_checker)
-    if Path(name).is_dir() or (Path(name).is_file() and Path(name).suffix in SINGLE_FILES):
-        return Path(name)
-    if isinstance(name_or_path, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_fetched(name_or_path):
+        if name in PUBLISHED:
+            return _fetch_published(PUBLISHED[name], revision, variant, safety_checker)
         from zoo import hub
 
         return hub.fetch(name, revision=revision, variant=variant, safety_checker=safety_checker)
+    if isinstance(name_or_path, str) and name in known:
+        return known[name]
+    if _is_place(Path(name)):
+        return Path(name)
+    if not isinstance(name_or_path, str):
+        kinds = ", ".join(SUFFIXES)
+        raise ValueError(f"there is no model at {name!r}, as a folder or a file ({kinds}); names are given as str")
     lower = {known_name.lower(): known_name for known_name in [*known, *PUBLISHED]}
     near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(sorted(known)) or 'none'}."
     raise ValueError(
-        f"unknown model {name!r}: {hint} A folder, a hub id (owner/name) or a file "
-        f"({', '.join(SINGLE_FILES)}) works too."
+        f"unknown model {name!r}: {hint} A folder, a hub id (owner/name) or a file ({', '.join(SUFFIXES)}) works too."
     )
+
+
+def is_fetched(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether `find` asks the hub for it: a published name or a hub id, where no model at hand or path is called so."""
+    if not isinstance(name_or_path, str) or name_or_path in models():
+        return False
+    hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
+    return name_or_path in PUBLISHED or (hub_id and not _is_place(Path(name_or_path)))
+
+
+def _is_place(path: Path) -> bool:
+    """Whether a model may be read from there: a folder, or a file that may hold one."""
+    return path.is_dir() or (path.is_file() and path.suffix in SUFFIXES)
 
 
 def can_edit(folder: Path) -> bool:
@@ -296,7 +314,7 @@ def card(name_or_path: str | os.PathLike[str]) -> str:
     from zoo import config, model_card
 
     name = os.fspath(name_or_path)
-    if name in PUBLISHED and name not in models():
+    if name in PUBLISHED and is_fetched(name_or_path):
         return f"# {name}\n\n{describe(name)}\n\nPublished at https://huggingface.co/{PUBLISHED[name].repository}\n"
     folder = find(name_or_path)
     if (folder / INDEX).is_file():

@@ -1,4 +1,4 @@
-"""Model folders: `config.json`, safetensors with their SHA-256, a tokenizer. Every file is checked.
+"""Model folders: `config.json`, safetensors with their SHA-256, a tokenizer. Every file that a config lists is checked.
 
     config.json                        what the parts are and how the model is sampled (zoo.config.ModelConfig)
     text_encoder/, tokenizer/          in the transformers layout
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, cast, runtime_check
 import torch
 from pydantic import JsonValue, ValidationError
 
-from zoo import model_card, tensors
+from zoo import model_card, published, tensors
 from zoo.adapt.adapters import fold
 from zoo.config import FILE, Defaults, ModelConfig, PartConfig
+from zoo.finite import later
 from zoo.interface import Decoder, Generator, TextEncoder
 
 if TYPE_CHECKING:
@@ -78,20 +79,27 @@ class Enlarged(Protocol):
 def load_part(folder: Path, config: PartConfig) -> Part:
     """One part of a model folder, in float32 on the CPU, its files checked against the config.
 
+    Within `zoo.finite.checked_later`, as in `zoo.load`, weights that the config does not list are refused; elsewhere
+    what a training run left may be read, of which no config is written yet.
+
     Raises:
-        ValueError: a file is missing, changed or damaged, the class is unknown, or the weights do not fit it.
+        ValueError: a file is missing, changed, damaged or not listed, the class is unknown, or the weights do not fit
+            it.
     """
     own = folder
     if config.shared is not None:
         folder = folder.resolve().parent / config.shared
     for name, expected in config.files.items():
         tensors.check_sum(folder / name, expected)
-    part_class = _class(config.kind)
+    part_class, unread = _class(config.kind), later()
+    before = len(unread.sources) if unread is not None else 0
     try:
         part: Part = part_class.load(folder / config.folder, config.arguments)  # type: ignore[assignment]
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"the arguments of {config.kind!r} in {folder / FILE} are not valid: {faults}") from error
+    if unread is not None:
+        _check_listed(folder, config, unread.sources[before:])
     if config.lora is not None:
         fold(part, folder / config.lora)
     if config.upsamplers is None:
@@ -100,6 +108,16 @@ def load_part(folder: Path, config: PartConfig) -> Part:
     if not isinstance(part, Enlarged) or not isinstance(cascade, Staged):
         raise ValueError(f"in {own / FILE}, stages of a {config.upsamplers.kind!r} cannot come after a {config.kind!r}")
     return cast(Part, part.enlarged_by(cascade.stages))
+
+
+def _check_listed(folder: Path, config: PartConfig, sources: Sequence[str]) -> None:
+    """What a part's weights were taken from are files that its config lists, an index of shards with all of them."""
+    paths = [Path(source) for source in sources]
+    shards = [shard for path in paths if path.suffix == ".json" for shard in published.shards(path.parent, path.name)]
+    listed = {folder / name for name in config.files}
+    if strange := [str(path) for path in (*paths, *shards) if path not in listed]:
+        named = ", ".join(strange)
+        raise ValueError(f"{named} cannot be checked: the files of this {config.kind!r} in the config leave it out")
 
 
 def save_part(folder: Path, part: object, *, subfolder: str = ".", dtype: torch.dtype | None = None) -> PartConfig:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import zoo
 from tests.app.conftest import write_lora
@@ -96,9 +97,25 @@ def test_a_page_of_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         Models()
     with pytest.raises(ValueError, match=r"there is no adapter at none\.safetensors: give a file"):
         Models([str(tmp_path)], ["none.safetensors"])
-    (tmp_path / "a.safetensors").touch()
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="two adapters are called 'a'"):
         Models([str(tmp_path)], [str(tmp_path / "a.safetensors"), "other/a.safetensors"])
+
+
+def test_a_page_has_no_place_for_words(tiny: Pipeline, tmp_path: Path) -> None:
+    """Which change what the prompts of all visitors mean; in a hub repository it is seen when one is loaded."""
+    word, plain = tmp_path / "word.safetensors", tmp_path / "plain.safetensors"
+    for path, said in ((word, {"format": "zoo", "kind": "word"}), (plain, {"format": "pt"})):
+        save_file({"row": torch.zeros(32)}, path, metadata=said)
+    with pytest.raises(ValueError, match=r"word\.safetensors is a word, which would change what every visitor's"):
+        Models([str(tmp_path)], [str(plain), str(word)])
+    model = shared(tiny)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "load_adapter", lambda source, name: None)
+        with pytest.raises(ValueError, match="owner/word is a word"), model.drawing({"word": "owner/word"}):
+            pass
+    with model.drawing({}) as pipe:
+        assert pipe is tiny, "and the model is free again"
 
 
 def test_labels(tmp_path: Path) -> None:

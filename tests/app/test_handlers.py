@@ -57,6 +57,7 @@ def test_unwatched_pictures_have_nothing_to_develop(handlers: Handlers) -> None:
         ({"steps": "many"}, "steps are a whole number, not 'many'; leave the field empty for the model's own"),
         ({"guidance": "much"}, "guidance is a number, not 'much'"),
         ({"models": None}, "choose at least one model"),
+        ({"pictures": None}, "the field Pictures is empty: say how many are to be drawn"),
         ({"prompt": "<b> " * 40}, "shorten '&lt;b&gt;"),
         ({"adapters": ["/etc/passwd"]}, "this page has no adapter '/etc/passwd'; there are: none, and those"),
     ],
@@ -76,6 +77,9 @@ def test_what_is_missing_is_asked_for(handlers: Handlers) -> None:
     ):
         with pytest.raises(gr.Error, match=message):
             next(act(given, 0.5, *said))
+    for edit, pictures in ((handlers.vary, 1), (handlers.interpolate, 2)):
+        with pytest.raises(gr.Error, match="the field Pictures is empty"):
+            next(edit("tiny", *[Image.new("RGB", (32, 32))] * pictures, None))
     with pytest.raises(gr.Error, match="nothing is drawn yet"):
         handlers.first([])
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Run
+from tests.dalle2.unclip import write_clip
 from zoo import film, registry
 from zoo.clip import Clip
 from zoo.evaluate.rerank import rerank
@@ -52,6 +53,22 @@ def test_what_cannot_be(run: Run, arguments: tuple[str, ...], message: str) -> N
     status, _, err = run("generate", *arguments, *QUICK)
     assert status == 2
     assert message in err
+
+
+def test_what_clip_cannot_read_is_not_drawn_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: bytes, tiny_models: Path
+) -> None:
+    """Of a model whose text encoder reads more than CLIP, or where there is no CLIP."""
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("drawn"))
+    write_clip(tmp_path / registry.CLIP, vocabulary, window=6)
+    monkeypatch.setattr(registry, "shelves", lambda: [tmp_path, tiny_models])
+    status, _, err = run("generate", PINK + " on a white background", *QUICK, "--rerank", "2")
+    assert status == 2
+    assert "the text encoder reads at most 4: shorten" in err
+    monkeypatch.setattr(registry, "shelves", lambda: [tiny_models])
+    status, _, err = run("generate", RED, *QUICK, "--rerank", "2")
+    assert status == 2
+    assert "the zoo's CLIP, clip-small, which scores pictures, is on none" in err
 
 
 def test_what_cannot_be_filmed_is_not_drawn_either(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -366,6 +367,32 @@ def test_changed_numbers_where_the_sum_is_known(folder: Path, monkeypatch: pytes
         data[chance.randrange(len(data) // 2, len(data))] ^= 1 << chance.randrange(8)
         path.write_bytes(bytes(data))
         check(lambda: registry.find("pinned"), f"{path} is not what was published")
+
+
+PARTS = {"text_encoder": "model.safetensors", "vae": WEIGHTS, "unet": WEIGHTS}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_numbers_that_are_cast_are_looked_at_by_loading(part: str, folder: Path) -> None:
+    path = folder / part / PARTS[part]
+    whole = load_file(path)
+    name = next(name for name, tensor in whole.items() if tensor.is_floating_point())
+    for value, told in ((float("nan"), "not finite (1): "), (1e5, "numbers too large for torch.float16: ")):
+        save_file({**whole, name: torch.full_like(whole[name], value)}, path)
+        check(lambda: zoo.load(folder, device="cpu", dtype=torch.float16), f"{folder / part}")
+        with pytest.raises(ValueError, match=re.escape(told)):
+            zoo.load(folder, device="cpu", dtype=torch.float16)
+    assert zoo.load(folder, device="cpu", dtype=torch.bfloat16), "which has room for them"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_half_precision_that_is_only_mapped_is_looked_at_by_the_first_call(part: str, folder: Path) -> None:
+    for one, name in PARTS.items():
+        path = folder / one / name
+        save_file({n: t.half() if t.is_floating_point() else t for n, t in load_file(path).items()}, path)
+    not_finite(folder / part / PARTS[part], random.Random(0))
+    pipe = zoo.load(folder, device="cpu", dtype=torch.float16)
+    check(pipe.check_weights, f"{folder / part} holds NaN or infinity (1): ")
 
 
 def test_numbers_that_are_only_mapped_are_looked_at_by_the_first_call(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo import export, tensors
+from zoo.diffusion import published
 from zoo.diffusion.noise import ImageNoise
 from zoo.pipeline import Pipeline
 from zoo.stable_diffusion import original
@@ -248,3 +250,33 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize(("threshold", "cap"), [(None, None), (1.0, None), (0.99, 3.0)])
+def test_bounds_of_clean_estimates_are_told(
+    sampler: str, threshold: float | None, cap: float | None, small: Pipeline
+) -> None:
+    defaults = replace(small.defaults, sampler=sampler, threshold=threshold, cap=cap)
+    told = published.read(export.scheduler_config(small.generator.config, defaults))  # type: ignore[attr-defined]
+    assert (told.threshold, told.cap) == (threshold, cap)
+
+
+def test_bounds_that_no_scheduler_keeps_are_refused(small: Pipeline) -> None:
+    defaults = replace(small.defaults, sampler="euler", threshold=1.0)
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler bounds no clean estimates"):
+        export.scheduler_config(small.generator.config, defaults)  # type: ignore[attr-defined]
+
+
+def test_the_usual_call_is_told(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "defaults", replace(small.defaults, rescale=0.7, eta=0.5))
+    plain, painting = (export._readme(small, kind) for kind in ("StableDiffusionPipeline", export.INPAINTING))
+    assert "guidance_scale=4, guidance_rescale=0.7, eta=0.5)" in plain
+    assert "eta=0.5, image=picture, mask_image=mask)" in painting
+
+
+def test_learned_words_are_refused(vocabulary: bytes) -> None:
+    taught = Tokenizer(vocabulary, 16)
+    taught.words["P7"] = "<new0>"
+    with pytest.raises(ValueError, match="was not taught P7"):
+        as_transformers(taught)

@@ -90,7 +90,7 @@ def test_shards(copy: Path) -> None:
     assert same(zoo.load(copy, device="cpu"), expected)
     for bad in ("../vae/diffusion_pytorch_model.safetensors", "/etc/passwd", "a\\b", "C:/x"):
         index.write_text(json.dumps({"weight_map": {**place, "conv_in.bias": bad}}), "utf-8")
-        with pytest.raises(ValueError, match="is not a path inside it"):
+        with pytest.raises(ValueError, match="is not a path inside the model folder"):
             zoo.load(copy, device="cpu")
 
 
@@ -110,6 +110,20 @@ def test_bfloat16_is_near_and_fits(checkpoints: dict[str, Checkpoint]) -> None:
     assert half.decoder.needs == full.decoder.needs  # the same spaces, whatever the precision
     other = zoo.load(folder, device="cpu", text_encoder=full.text_encoder)
     assert same(other, full)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["sd21", "taiyi"])
+def test_every_part_is_taken_in_the_type_asked_for(
+    checkpoints: dict[str, Checkpoint], kind: str, dtype: torch.dtype
+) -> None:
+    """With the values that a cast gives, and the spaces of what is stored."""
+    whole, made = (zoo.load(checkpoints[kind].folder, device="cpu", dtype=how) for how in (None, dtype))
+    assert made.text_encoder.produces == whole.text_encoder.produces
+    assert made.decoder.needs == whole.decoder.needs
+    expected, found = weights(whole.to(dtype=dtype)), weights(made)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 def test_a_folder_as_it_is_saved_today(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
 from zoo import tensors
+from zoo.config import PartConfig
 from zoo.data.captions import caption
 from zoo.data.scenes import random_scene
+from zoo.finite import checked_later
 from zoo.interface import TextEncoder
 from zoo.text import t5
 from zoo.text.t5 import T5TextEncoder
@@ -203,6 +205,57 @@ def test_layout_of_deepfloyd_if(tmp_path: Path, folder: Path, encoder: T5TextEnc
         assert found.produces == encoder.produces
         assert found.model.encoder.embed_tokens.weight is found.model.shared.weight
         assert torch.equal(found.encode(PROMPTS).tokens, encoder.encode(PROMPTS).tokens)
+
+
+def in_shards(folder: Path, source: Path) -> set[str]:
+    """Put the tensors of a T5 into two files and an index there; returns the names of all three."""
+    stored = load_file(source / "model.safetensors")
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(stored))}
+    for file in set(files.values()):
+        save_file({n: stored[n] for n in stored if files[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return {*files.values(), "model.safetensors.index.json"}
+
+
+def test_shards_are_listed_like_other_files(tmp_path: Path, folder: Path, encoder: T5TextEncoder) -> None:
+    place = tmp_path / "text_encoder"
+    said = save_part(tmp_path, encoder).model_dump()
+    names = in_shards(place, folder)
+    sums = {f"text_encoder/{name}": tensors.sha256(place / name) for name in names}
+    with checked_later():
+        load_part(tmp_path, PartConfig.model_validate(said))  # one file is there, so that the shards are not looked at
+        (place / "model.safetensors").unlink()
+        del said["files"]["text_encoder/model.safetensors"]
+        kept = dict(said["files"])
+        for missing in names:
+            files = kept | {name: sum for name, sum in sums.items() if name != f"text_encoder/{missing}"}
+            with pytest.raises(ValueError, match=f"{missing} cannot be checked"):
+                load_part(tmp_path, PartConfig.model_validate(said | {"files": files}))
+        again = load_part(tmp_path, PartConfig.model_validate(said | {"files": kept | sums}))
+    assert torch.equal(again.encode(PROMPTS).tokens, encoder.encode(PROMPTS).tokens)  # type: ignore[union-attr]
+
+
+def test_shards_lie_in_the_folder(tmp_path: Path, folder: Path) -> None:
+    inner = tmp_path / "inner"
+    shutil.copytree(folder, inner, ignore=shutil.ignore_patterns("model.safetensors"))
+    shutil.copy(folder / "model.safetensors", tmp_path / "model.safetensors")
+    for name, message in (("../model.safetensors", "is not a path inside"), (3, "has no valid weight_map")):
+        (inner / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"shared.weight": name}}))
+        with pytest.raises(ValueError, match=message):
+            T5TextEncoder.load(inner)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_are_taken_in_another_type_and_named_as_they_are_stored(
+    folder: Path, encoder: T5TextEncoder, dtype: torch.dtype
+) -> None:
+    said, stored = json.loads((folder / "config.json").read_text("utf-8")), load_file(folder / "model.safetensors")
+    made = T5TextEncoder.of(said, stored, Tokenizer(encoder.tokenizer.model, 21, begin=False), folder, dtype=dtype)
+    assert made.produces == encoder.produces
+    cast = T5TextEncoder.load(folder, {"length": 21}).to(dtype)
+    expected = cast.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in made.state_dict().items())
+    assert {n: t.dtype for n, t in made.state_dict().items()} == {n: t.dtype for n, t in expected.items()}
 
 
 @pytest.mark.parametrize(("size", "parameters"), PUBLISHED_SIZES.items())

@@ -86,7 +86,7 @@ class Handlers:
         self, model: str, image: Image.Image | None, pictures: int = 4, seed: int = 0, progress: gr.Progress = PROGRESS
     ) -> Iterator[Shown]:
         """Pictures that mean what another does."""
-        yield from self._shown(lambda tell: edit.vary(self.models, model, image, pictures, seed), progress)
+        yield from self._shown(lambda tell: edit.vary(self.models, model, image, _count(pictures), seed), progress)
 
     def interpolate(
         self,
@@ -100,7 +100,7 @@ class Handlers:
     ) -> Iterator[Shown]:
         """Pictures on the way from one to another."""
         yield from self._shown(
-            lambda tell: edit.between(self.models, model, first, last, pictures, seed, inverted), progress
+            lambda tell: edit.between(self.models, model, first, last, _count(pictures), seed, inverted), progress
         )
 
     def develop(self, drawings: Sequence[Drawing], step: int, picture: int) -> str:
@@ -138,7 +138,7 @@ class Handlers:
             models=models or (),
             prompt=prompt or "",
             negative=negative or "",
-            n=int(count),
+            n=_count(count),
             seed=seed,
             sampler=sampler or None,
             steps=_number(steps, int, "steps are a whole number"),
@@ -183,6 +183,13 @@ def _few(sources: Sequence[str]) -> Sequence[str]:
     if len(sources) > draw.ADAPTERS:
         raise ValueError(f"{len(sources)} adapters are chosen, but at most {draw.ADAPTERS} act at once: take some away")
     return sources
+
+
+def _count(pictures: float | None) -> int:
+    """What the field of how many pictures says; its number is a whole one."""
+    if pictures is None:
+        raise ValueError("the field Pictures is empty: say how many are to be drawn")
+    return int(pictures)
 
 
 def _number(text: str, kind: type[Number], what: str) -> Number | None:

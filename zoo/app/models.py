@@ -47,8 +47,8 @@ class Model:
 
     def _load(self, adapters: Mapping[str, str]) -> None:
         for name, source in adapters.items():
-            if name not in self._pipe.adapters():
-                self._pipe.load_adapter(source, name=name)
+            if name not in self._pipe.adapters() and self._pipe.load_adapter(source, name=name) is None:
+                raise _word(source)
         others = [name for name in self._pipe.adapters() if name not in adapters]
         for name in others[: max(0, len(others) + len(adapters) - KEPT)]:
             self._pipe.unload(name)
@@ -61,7 +61,7 @@ class Models:
     or hub ids, which visitors may choose beside those that came with the models, and those that they bring.
 
     Raises:
-        ValueError: there is no such model or adapter, or two adapters go by one name.
+        ValueError: there is no such model or adapter, one is a word, or two adapters go by one name.
     """
 
     def __init__(self, models: Sequence[str] = (), adapters: Sequence[str] = (), *, device: str = "auto") -> None:
@@ -69,7 +69,7 @@ class Models:
         if not self.names:
             raise ValueError("there are no models at hand: name some by --models, as names, folders or hub ids")
         for name in self.names:
-            if name not in registry.PUBLISHED and not _is_hub_id(name):
+            if not registry.is_fetched(name):
                 registry.find(name)  # a wrong name is told before anybody waits for it
         self.adapters = {name: name for model in self.names for name in _shipped(model)}  # sources by name
         for source in adapters:
@@ -77,6 +77,8 @@ class Models:
                 raise ValueError(f"two adapters are called {files.stem(source)!r}: rename the file {source}")
             if not _is_hub_id(source) and not Path(source).exists():
                 raise ValueError(f"there is no adapter at {source}: give a file, a folder or a hub id (owner/name)")
+            if Path(source).exists() and files.kind(Path(source)) == "word":
+                raise _word(source)
             self.adapters[files.stem(source)] = source
         self._device = device
         self._loaded: dict[str, Model] = {}
@@ -109,6 +111,14 @@ def _shipped(model: str) -> list[str]:
 def label(name: str) -> str:
     """What a model is called in the page: its name, or the end of its path."""
     return Path(name).name if os.sep in name and Path(name).exists() else name
+
+
+def _word(source: str) -> ValueError:
+    """Why a page has no place for an adapter that is a learned word."""
+    return ValueError(
+        f"{source} is a word, which would change what every visitor's prompts mean: a page offers LoRAs and prefixes, "
+        "also such as come with a word"
+    )
 
 
 def _is_hub_id(name: str) -> bool:

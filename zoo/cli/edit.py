@@ -156,7 +156,8 @@ def invert(
 
 
 def _load(model: str | None, device: str) -> Pipeline:
-    """A model that can edit, or the first at hand; told before it is fetched or loaded if one cannot."""
+    """A model that can edit, or the first at hand; if one cannot, it is told before a published one is fetched and any
+    is loaded."""
     held, able = registry.models(), []
     for name, folder in held.items():
         with suppress(ValueError):  # a damaged one, which loading it explains

@@ -14,6 +14,8 @@ from zoo.cli.shared import MODEL, app, load
 if TYPE_CHECKING:
     from zoo.pipeline import Pipeline
 
+PER_TASK, HELDOUT = 100, "test"
+
 
 @app.command()
 def evaluate(
@@ -24,8 +26,12 @@ def evaluate(
     maps: Annotated[bool, typer.Option("--maps", help="Score painted maps, if the model takes them.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure the checker itself; no model.")] = False,
     scenes: Annotated[int | None, typer.Option(help="With --calibrate: scenes in each condition (300).")] = None,
-    per_task: Annotated[int, typer.Option(help="Scenes for each task and split.")] = 100,
-    heldout: Annotated[str, typer.Option(help="Half of the held-out combinations: dev, or test.")] = "test",
+    per_task: Annotated[
+        int | None, typer.Option(help="Scenes for each task and split.", show_default=str(PER_TASK))
+    ] = None,
+    heldout: Annotated[
+        str | None, typer.Option(help="Half of the held-out combinations: dev, or test.", show_default=HELDOUT)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Fixes the scenes and the pictures.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     sampler: Annotated[str | None, typer.Option(help="As for zoo generate.")] = None,
@@ -46,17 +52,21 @@ def evaluate(
     zoo evaluate --calibrate
     """
     asked: dict[str, Any] = {"steps": steps, "sampler": sampler, "guidance": guidance}
+    drawn = {"per-task": per_task, "heldout": heldout}
     if calibrate:
         from zoo.evaluate import calibration
 
-        asked |= {"prompts": prompts, "heldout": heldout != "test", "save": save, "editing": editing, "maps": maps}
+        asked |= {"prompts": prompts, **drawn, "save": save, "editing": editing, "maps": maps}
         _refuse("--calibrate", asked)
         record = calibration.calibrate(300 if scenes is None else scenes, seed)
         typer.echo(json.dumps(record) if as_json else calibration.table(record))
         return
     _refuse("evaluate without --calibrate", {"scenes": scenes})
     if editing or maps:
-        _refuse("--editing and --maps", {"prompts": prompts, "heldout": heldout != "test"})
+        _refuse("--editing and --maps", {"prompts": prompts, "heldout": heldout})
+    if prompts is not None:
+        _refuse("--prompts", drawn)
+    per_task, heldout = PER_TASK if per_task is None else per_task, HELDOUT if heldout is None else heldout
     pipeline = load(model, device)
     from zoo.evaluate import run
 
@@ -81,7 +91,7 @@ def evaluate(
 
 def _refuse(what: str, given: dict[str, Any]) -> None:
     """Raises ValueError where an option was given that does nothing here."""
-    if names := [f"--{name}" for name, value in given.items() if value not in (None, False)]:
+    if names := [f"--{name}" for name, value in given.items() if value is not None and value is not False]:
         raise ValueError(f"{what} does not heed {', '.join(names)}: leave it out")
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo import registry
 from zoo.cli.shared import MODEL, app, from_json, load, picture
+
+if TYPE_CHECKING:
+    from zoo.result import Result
 
 
 @app.command()
@@ -47,7 +51,9 @@ def generate(
     augmentation: Annotated[
         float | None, typer.Option(help="Noise before enlarging, 0 to 1, if the model does.")
     ] = None,
-    stages: Annotated[str | None, typer.Option(help="Settings of enlarging stages, as JSON by their names.")] = None,
+    stages: Annotated[
+        str | None, typer.Option(help="Settings of the decoder's stages, as JSON by their names.")
+    ] = None,
     film: Annotated[bool, typer.Option("--film", help="Beside each PNG, a GIF of how it developed.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNGs and the contact sheet.")] = Path(
         "outputs"
@@ -72,6 +78,7 @@ def generate(
         raise ValueError(f"--rerank draws K candidates for each image: at least 1, not {candidates}")
     if candidates > 1 and "" in prompts:
         raise ValueError("--rerank chooses by the prompt, but one of these is empty")
+    best = _reranker(prompts, n, device) if candidates > 1 else None
     pipeline = load(model, device)
     from zoo.adapt.files import load_all, split
 
@@ -105,15 +112,23 @@ def generate(
         filmed = dict(zip(zip(result.prompts, result.seeds, strict=True), films, strict=True))
     else:
         result, filmed = pipeline(prompts, **settings), {}
-    if candidates > 1:
-        from zoo.clip import Clip
-        from zoo.evaluate.rerank import rerank
-        from zoo.pipeline import device_of
-
-        result = rerank(result, Clip.load(registry.clip()).to(device_of(device)), keep=n)
+    if best is not None:
+        result = best(result)
     paths = result.save(out)
     if filmed:
         pictures = zip(paths, result.prompts, result.seeds, strict=False)  # the last path is the sheet's
         paths += [filmed[prompt, number].save(path.with_suffix(".gif")) for path, prompt, number in pictures]
     for path in paths:
         typer.echo(path)
+
+
+def _reranker(prompts: Sequence[str], keep: int, device: str) -> Callable[[Result], Result]:
+    """What keeps the best of a result; made before anything is drawn, as it may lack its CLIP or not read a prompt."""
+    folder = registry.clip()
+    from zoo.clip import Clip
+    from zoo.evaluate.rerank import rerank
+    from zoo.pipeline import device_of
+
+    clip = Clip.load(folder).to(device_of(device))
+    clip.embed_texts(prompts)
+    return lambda result: rerank(result, clip, keep=keep)

@@ -29,10 +29,11 @@ app = typer.Typer(
 
 def load(model: str, device: str) -> Pipeline:
     """The pipeline of a name, folder or hub id."""
-    folder = registry.find(model)  # a wrong name is told before torch is imported
+    # A wrong name is told before torch is imported; what is fetched, once the rest is seen to be right.
+    place = model if registry.is_fetched(model) else registry.find(model)
     from zoo import loading
 
-    return loading.load(folder, device=device)
+    return loading.load(place, device=device)
 
 
 def picture(path: Path | None) -> Image.Image | None:

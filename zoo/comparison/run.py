@@ -164,10 +164,10 @@ def _check(
         raise ValueError("noise is that of some pictures, but others are drawn too: leave it out, and say the seed")
     for spec in specs:
         try:
-            registry.find(spec.model)
-            for choice in spec.parts.values():
-                if "/" in choice:
-                    registry.find(choice.rpartition("/")[0])
+            others = (choice.rpartition("/")[0] for choice in spec.parts.values() if "/" in choice)
+            for model in (spec.model, *others):
+                if not registry.is_fetched(model):  # what is, loading fetches
+                    registry.find(model)
             find_sampler(str(spec.sampler or settings.get("sampler") or "ddim"), 0.0)
         except ValueError as error:
             raise ValueError(f"{spec.said}: {error}") from error

@@ -73,9 +73,8 @@ def load_folder(
         raise ValueError(f"clip_skip={clip_skip}: Karlo reads the last layer of its text tower; leave it out")
     whole = published.options(folder, INDEX).get("_class_name") == PIPELINE
     published.classes(folder, (PIPELINE, VARIATIONS), COMPONENTS if whole else DECODING, {} if whole else ASIDE)
-    encoder = _text_encoder(folder, variant)
-    text = encoder.produces  # named by the tensors as stored, and so before they are cast
-    encoder.to(dtype)
+    encoder = _text_encoder(folder, variant, dtype)
+    text = encoder.produces
     # Of the CLIP that the text tower belongs to; its embeddings of pictures as projected, not as unit vectors.
     space = f"{text.space}-image"
     prior = _prior(folder, text, space, variant, dtype) if whole else None
@@ -84,7 +83,7 @@ def load_folder(
     return Assembly(folder.name, encoder, prior, decoder, PRIOR, decoder.size, lacking)
 
 
-def _text_encoder(folder: Path, variant: str | None) -> ClipTextEncoder:
+def _text_encoder(folder: Path, variant: str | None, dtype: torch.dtype) -> ClipTextEncoder:
     """The text tower, which looks at padding itself, while prior and decoder are told what it is."""
     place = folder / "text_encoder"
     said, _ = published.understood(place, "config.json", dict)
@@ -92,7 +91,7 @@ def _text_encoder(folder: Path, variant: str | None) -> ClipTextEncoder:
     if not isinstance(longest, int):
         raise ValueError(f"{place / 'config.json'}: max_position_embeddings is no whole number but {longest!r}")
     words = PublishedTokenizer.load(folder / "tokenizer", "CLIPTokenizer", longest)
-    return ClipTextEncoder.of(said, published.weights(place, variant), words, place, masked=True)
+    return ClipTextEncoder.of(said, published.weights(place, variant), words, place, masked=True, dtype=dtype)
 
 
 def _prior(folder: Path, text: TextSpec, space: str, variant: str | None, dtype: torch.dtype) -> DiffusionPrior:
@@ -119,7 +118,7 @@ def _decoder(folder: Path, text: TextSpec, space: str, variant: str | None, dtyp
     place = folder / "decoder"
     options, unet = published.understood(place, "config.json", decoder_config_from_diffusers)
     _, projection = published.understood(folder / "text_proj", "config.json", projection_config_from_diffusers)
-    schedule, side = _schedule(folder / "decoder_scheduler"), _side(place, options, unet.downsampling)
+    schedule, side = _schedule(folder / "decoder_scheduler"), published.side(place, options, unet.downsampling)
     shape = _fitting(UnclipNetworkConfig, {"unet": unet, "projection": projection}, place)
     told = {
         **{"network": shape, "schedule": schedule.schedule, "text": text, "image_space": space},
@@ -144,7 +143,8 @@ def _upsampler(folder: Path, side: int, variant: str | None, dtype: torch.dtype)
     _, other = published.understood(last, "config.json", upsampler_config_from_diffusers)
     if other != shape:
         raise ValueError(f"{first} and {last} are networks of two shapes: one is expected")
-    schedule, large = _schedule(folder / "super_res_scheduler"), _side(first, options, shape.downsampling)
+    schedule = _schedule(folder / "super_res_scheduler")
+    large = published.side(first, options, shape.downsampling)
     if large % side or large == side or shape.in_channels != 6 or shape.out_channels != 3:
         raise ValueError(
             f"{first} does not enlarge the decoder's pictures: from {side} to {large} pixels, with "
@@ -171,16 +171,6 @@ def _upsampler(folder: Path, side: int, variant: str | None, dtype: torch.dtype)
 def _schedule(place: Path) -> schedulers.Published:
     _, found = published.understood(place, "scheduler_config.json", lambda told: schedulers.read(told, SCHEDULER))
     return found
-
-
-def _side(place: Path, said: dict[str, object], multiple: int) -> int:
-    """The height and width of a network's pictures."""
-    side = said.get("sample_size")
-    if not isinstance(side, int) or side < 1 or side % multiple:
-        raise ValueError(
-            f"{place / 'config.json'}: sample_size={side!r} is no size: a positive multiple of {multiple} is expected"
-        )
-    return side
 
 
 def _inside(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -71,9 +71,8 @@ def load_folder(
     if published.options(folder, INDEX).get("_class_name") in STAGE_TWO:
         return _stage_two(folder, variant, dtype)
     index = published.classes(folder, STAGE_ONE, COMPONENTS, ASIDE)
-    encoder = _text_encoder(folder, variant)
-    text = encoder.produces  # named by the tensors as stored, and so before they are cast
-    encoder.to(dtype)
+    encoder = _text_encoder(folder, variant, dtype)
+    text = encoder.produces
     network, schedule, sides = _network(folder, index, variant, dtype)
     told = {
         "unet": network.config,
@@ -121,7 +120,7 @@ def _stage_two(folder: Path, variant: str | None, dtype: torch.dtype) -> Assembl
     return Assembly(folder.name, None, None, decoder, config.sampling, sides, lacking)
 
 
-def _text_encoder(folder: Path, variant: str | None) -> T5TextEncoder:
+def _text_encoder(folder: Path, variant: str | None, dtype: torch.dtype) -> T5TextEncoder:
     """The T5, which is told what is padding while the networks are not, and prompts in small letters."""
     place = folder / "text_encoder"
     said, _ = published.understood(place, "config.json", dict)
@@ -132,7 +131,8 @@ def _text_encoder(folder: Path, variant: str | None) -> T5TextEncoder:
         words = Tokenizer((folder / spoken).read_bytes(), t5.LENGTH, begin=False)
     except ValueError as error:
         raise ValueError(f"{folder / spoken}: {error}") from error
-    return T5TextEncoder.of(said, published.weights(place, variant), words, place, lower=True, masked=False)
+    stored = published.weights(place, variant)
+    return T5TextEncoder.of(said, stored, words, place, lower=True, masked=False, dtype=dtype)
 
 
 def _network(
@@ -144,12 +144,7 @@ def _network(
     _, schedule = published.understood(
         folder / "scheduler", "scheduler_config.json", lambda told: schedulers.read(told, index["scheduler"])
     )
-    side = said.get("sample_size")
-    if not isinstance(side, int) or side < 1 or side % config.downsampling:
-        raise ValueError(
-            f"{place / 'config.json'}: sample_size={side!r} is no size: a positive multiple of {config.downsampling} "
-            "is expected"
-        )
+    side = published.side(place, said, config.downsampling)
     network = tensors.on_meta(lambda: AdmUNet(config))
     tensors.assign(network, published.renamed(place, variant, adm_from_diffusers), source=place, dtype=dtype)
     return network, schedule, (side, side)

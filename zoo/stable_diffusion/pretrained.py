@@ -71,12 +71,9 @@ def load_folder(
         ValueError: a file is missing, damaged or odd, or says something that is not followed here.
     """
     index = published.classes(folder, PIPELINES, COMPONENTS, ASIDE)
-    encoder = _text_encoder(folder, index, variant, clip_skip)
-    decoder = load_decoder(folder / "vae", variant)
-    # Spaces are named by the tensors as stored, and so before they are cast.
+    encoder = _text_encoder(folder, index, variant, clip_skip, dtype)
+    decoder = load_decoder(folder / "vae", variant, dtype)
     spaces = encoder.produces, decoder.needs.space
-    encoder.to(dtype)
-    decoder.to(dtype)
 
     _, unet = published.understood(folder / "unet", "config.json", unet_config_from_diffusers)
     _, schedule = published.understood(
@@ -133,14 +130,12 @@ def load_file(
     words = PublishedTokenizer.load(spoken, "CLIPTokenizer", int(str(options["max_position_embeddings"])))
     if open_clip:
         words.tokenizer.pad_token = OPEN_CLIP_PADDING
-    encoder = ClipTextEncoder.of(options, text, words, path, layer=-1 - clip_skip)
-    decoder = _autoencoder(vae, autoencoder, path)
+    encoder = ClipTextEncoder.of(options, text, words, path, layer=-1 - clip_skip, dtype=dtype)
+    decoder = _autoencoder(vae, autoencoder, path, dtype)
     spaces = encoder.produces, decoder.needs.space
-    encoder.to(dtype)
-    decoder.to(dtype)
 
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    kinds = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
+    kinds = {ours: theirs for theirs, ours in schedulers.PREDICTIONS.items()}
     name = "DDIMScheduler" if prediction == "v" else "PNDMScheduler"  # as the two releases were published
     said = {**betas, **FORCED, "set_alpha_to_one": False, "skip_prk_steps": True}
     schedule = schedulers.read(said | {"prediction_type": kinds[prediction or "epsilon"]}, name)
@@ -150,7 +145,9 @@ def load_file(
     return _assembly(path.stem, encoder, generator, decoder, schedule)
 
 
-def _text_encoder(folder: Path, index: Mapping[str, object], variant: str | None, clip_skip: int) -> Encoder:
+def _text_encoder(
+    folder: Path, index: Mapping[str, object], variant: str | None, clip_skip: int, dtype: torch.dtype
+) -> Encoder:
     kind = TEXT_ENCODERS.get(str(index["text_encoder"]))
     if kind is None:
         known = ", ".join(TEXT_ENCODERS)
@@ -163,20 +160,20 @@ def _text_encoder(folder: Path, index: Mapping[str, object], variant: str | None
     words = PublishedTokenizer.load(folder / "tokenizer", str(index["tokenizer"]), longest)
     stored = published.weights(place, variant)
     if kind is ClipTextEncoder:
-        return ClipTextEncoder.of(said, stored, words, place, layer=-1 - clip_skip)
+        return ClipTextEncoder.of(said, stored, words, place, layer=-1 - clip_skip, dtype=dtype)
     if clip_skip:
         raise ValueError(f"clip_skip={clip_skip} is for CLIP text towers; {folder} has a {index['text_encoder']}")
-    return BertTextEncoder.of(said, stored, words, place)
+    return BertTextEncoder.of(said, stored, words, place, dtype=dtype)
 
 
-def load_decoder(folder: Path, variant: str | None = None) -> VaeDecoder:
-    """The autoencoder of a published folder `vae/`, in float32 on the CPU.
+def load_decoder(folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> VaeDecoder:
+    """The autoencoder of a published folder `vae/`, on the CPU, its weights as `dtype`.
 
     Raises:
         ValueError: a file is missing, damaged or odd.
     """
     _, config = published.understood(folder, "config.json", vae_config_from_diffusers)
-    return _autoencoder(config, published.renamed(folder, variant, vae_from_diffusers), folder)
+    return _autoencoder(config, published.renamed(folder, variant, vae_from_diffusers), folder, dtype)
 
 
 def _mended(folder: Path) -> dict[str, object]:
@@ -185,10 +182,15 @@ def _mended(folder: Path) -> dict[str, object]:
     return {"skip_prk_steps": True} if inpaints else {}
 
 
-def _autoencoder(config: VAEConfig, stored: Mapping[str, Tensor], source: Path) -> VaeDecoder:
+def _autoencoder(config: VAEConfig, stored: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> VaeDecoder:
     vae = tensors.on_meta(lambda: VAE(config))
-    tensors.assign(vae, stored, source=source)
-    return VaeDecoder(vae)
+    tensors.assign(vae, stored, source=source, dtype=dtype)
+    found = VaeDecoder(vae)
+    if dtype != torch.float32:  # which rounds nothing: the space is named by what was stored
+        plain = tensors.on_meta(lambda: VAE(config))
+        plain.load_state_dict(stored, assign=True)
+        found.spaces = {"latents": VaeDecoder(plain).fingerprint}
+    return found
 
 
 def _generator(

@@ -52,9 +52,15 @@ class BertTextEncoder(NamedModel):
 
     @classmethod
     def of(
-        cls, said: Mapping[str, object], stored: Mapping[str, Tensor], tokenizer: PublishedTokenizer, source: str | Path
+        cls,
+        said: Mapping[str, object],
+        stored: Mapping[str, Tensor],
+        tokenizer: PublishedTokenizer,
+        source: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> BertTextEncoder:
-        """The encoder of a config and tensors, as published.
+        """The encoder of a config and tensors, as published, its weights as `dtype`.
 
         Raises:
             ValueError: the config or the tensors are no BERT's, or do not fit each other or the tokenizer.
@@ -70,8 +76,10 @@ class BertTextEncoder(NamedModel):
         model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
         model.embeddings.token_type_ids = torch.zeros(1, config.max_position_embeddings, dtype=torch.long)
         plain = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
-        tensors.assign(model, plain, source=source, ignore=LEFT_OVER)
-        return cls(model, tokenizer)
+        tensors.assign(model, plain, source=source, ignore=LEFT_OVER, dtype=dtype)
+        found = cls(model, tokenizer)
+        found.name_by(plain, dtype)
+        return found
 
     @classmethod
     def load(cls, folder: Path, arguments: Mapping[str, object] | None = None) -> BertTextEncoder:

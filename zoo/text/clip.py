@@ -97,8 +97,11 @@ class ClipTextEncoder(NamedModel):
         *,
         layer: int = -1,
         masked: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> ClipTextEncoder:
         """The text encoder of a config and tensors, as published: with transformers' prefix `text_model.` or without.
+
+        Its weights are taken as `dtype`.
 
         Raises:
             ValueError: the config or the tensors are no CLIP's, or do not fit each other or the tokenizer.
@@ -113,7 +116,7 @@ class ClipTextEncoder(NamedModel):
             raise ValueError(f"{source} is not the config of a CLIP text tower: {error}") from error
         plain = not any(name.startswith(PREFIX) for name in stored)
         named = {PREFIX + n if plain and n != PROJECTION else n: tensor for n, tensor in stored.items()}
-        return cls._of(config, named, tokenizer, source, layer, masked)
+        return cls._of(config, named, tokenizer, source, layer, masked, dtype)
 
     @classmethod
     def _of(
@@ -124,6 +127,7 @@ class ClipTextEncoder(NamedModel):
         source: str | Path,
         layer: int,
         masked: bool,
+        dtype: torch.dtype = torch.float32,
     ) -> ClipTextEncoder:
         try:
             model = tensors.on_meta(lambda: CLIPTextModelWithProjection(config))
@@ -133,8 +137,10 @@ class ClipTextEncoder(NamedModel):
             model.text_projection = nn.Identity()
         # Not stored, so not on meta: see `tensors.on_meta`.
         model.text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
-        tensors.assign(model, stored, source=source, ignore=LEFT_OVER)
-        return cls(model, tokenizer, layer=layer, masked=masked)
+        tensors.assign(model, stored, source=source, ignore=LEFT_OVER, dtype=dtype)
+        found = cls(model, tokenizer, layer=layer, masked=masked)
+        found.name_by(stored, dtype)
+        return found
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""

@@ -15,8 +15,14 @@ def as_transformers(tokenizer: Tokenizer) -> Any:
     """A `PreTrainedTokenizerFast` with the ids of `tokenizer`: markers, padding and window included.
 
     Raises:
-        ValueError: a sentencepiece model of another kind than the zoo's own, which are BPE without byte fallback.
+        ValueError: a sentencepiece model of another kind than the zoo's own, which are BPE without byte fallback, or
+            one that was taught words.
     """
+    if tokenizer.words:
+        raise ValueError(
+            f"words that were learned have no place in transformers' tokenizers: export a pipeline that was not taught "
+            f"{', '.join(tokenizer.words)}"
+        )
     from sentencepiece import sentencepiece_model_pb2 as format_of
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers import Tokenizer as FastTokenizer

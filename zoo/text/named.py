@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from zoo import tensors
@@ -26,6 +27,11 @@ class NamedModel(nn.Module):
     def fingerprint(self) -> str:
         """Names the weights: see `zoo.tensors.fingerprint`."""
         return self.spaces.get("text") or tensors.fingerprint(self._weights())
+
+    def name_by(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Take the weights' name from these, as they were stored before the model took them as `dtype`."""
+        if dtype != torch.float32:  # which rounds nothing: those are named when somebody asks
+            self.spaces = {"text": tensors.fingerprint({name: stored[name] for name in self._weights()})}
 
     def retrained(self) -> None:
         """To be called when the weights have changed: they define another space now."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-from zoo import tensors
+from zoo import published, tensors
 from zoo.interface import TextFeatures, TextSpec
 from zoo.text.named import NamedModel
 from zoo.text.tokenizer import Tokenizer
@@ -83,7 +83,8 @@ class T5TextEncoder(NamedModel):
         """
         length, how = _arguments(arguments)
         place = folder / FOLDER if (folder / FOLDER / CONFIG).is_file() else folder
-        found = cls(_model(_config(place / CONFIG), _stored(place), place), _tokenizer(folder, length), **how)
+        config, (stored, source) = _config(place / CONFIG), _stored(place)
+        found = cls(_model(config, stored, source), _tokenizer(folder, length), **how)
         found.spaces = tensors.spaces(place / WEIGHTS) if (place / WEIGHTS).is_file() else {}
         return found
 
@@ -97,8 +98,9 @@ class T5TextEncoder(NamedModel):
         *,
         lower: bool = False,
         masked: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """The text encoder of a config and tensors, as published.
+        """The text encoder of a config and tensors, as published, its weights as `dtype`.
 
         Raises:
             ValueError: the config or the tensors are no T5's, or do not fit each other or the tokenizer.
@@ -107,7 +109,9 @@ class T5TextEncoder(NamedModel):
             config = _understood(said)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{source} is not the config of a T5: {error!r}") from error
-        return cls(_model(config, stored, source), tokenizer, lower=lower, masked=masked)
+        found = cls(_model(config, stored, source, dtype), tokenizer, lower=lower, masked=masked)
+        found.name_by(_both(stored), dtype)
+        return found.to(dtype)  # that one layer
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, object], list[Path]]:
         """Write what `load` reads, tensors as `dtype`; returns the arguments and the files, relative to `folder`."""
@@ -182,24 +186,27 @@ def _understood(said: Mapping[str, object]) -> T5Config:
     return T5Config(**{field: said[field] for field in FIELDS if field in said})
 
 
-def _model(config: T5Config, stored: Mapping[str, Tensor], source: str | Path) -> T5EncoderModel:
+def _model(
+    config: T5Config, stored: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype = torch.float32
+) -> T5EncoderModel:
     model = tensors.on_meta(lambda: T5EncoderModel(config))
-    embedding = stored.get(EMBEDDING, stored.get(COPY))
-    both = {} if embedding is None else {EMBEDDING: embedding, COPY: embedding}
-    tensors.assign(model, {**stored, **both}, source=source, ignore=LEFT_OVER)
+    tensors.assign(model, _both(stored), source=source, ignore=LEFT_OVER, dtype=dtype)
     model.encoder.embed_tokens.weight = model.shared.weight
     return model
 
 
-def _stored(folder: Path) -> dict[str, Tensor]:
-    """The tensors of one file, or of the shards that an index names."""
-    if not (folder / SHARDS).is_file():
-        return tensors.read(folder / WEIGHTS)
-    try:
-        shards = sorted(set(json.loads((folder / SHARDS).read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / SHARDS} is not an index of shards: {error}") from error
-    return {name: tensor for shard in shards for name, tensor in tensors.read(folder / shard).items()}
+def _both(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is stored, its embedding under both names."""
+    embedding = stored.get(EMBEDDING, stored.get(COPY))
+    return {**stored, **({} if embedding is None else {EMBEDDING: embedding, COPY: embedding})}
+
+
+def _stored(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """The tensors of one file, or where there is none of the shards that an index names; and that file or index."""
+    if (folder / WEIGHTS).is_file() or not (folder / SHARDS).is_file():
+        return tensors.read(folder / WEIGHTS), folder / WEIGHTS
+    shards = published.shards(folder, SHARDS.name)
+    return {name: tensor for shard in shards for name, tensor in tensors.read(shard).items()}, folder / SHARDS
 
 
 def _tokenizer(folder: Path, length: int) -> Tokenizer:
