@@ -2,9 +2,10 @@
 
 python benchmarks/adapt.py [rank] [rounds]
 
-The U-Net is a fifth as wide as Stable Diffusion 1's, with random weights. Times are medians of interleaved rounds;
-memory is what the process, which has done nothing else, grows by from before training to its highest (on a GPU: what
-is allocated on it).
+First the models that ship, drawing with an adapter of theirs; then a U-Net a fifth as wide as Stable Diffusion 1's,
+with random weights. Times are medians of interleaved rounds, beside the most that was asked of a ratio. Memory is what
+the process, which has done nothing else, grows by from before training to its highest (on a GPU: what is allocated on
+it).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from statistics import median
 WAYS = ("zoo", "peft")
 SIDE = 16  # of the latents
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
+SHIPPED = {"stable-diffusion-small": "p7", "imagen-small": "creatures"}
+MERGED, OF_PEFT = 1.02, 1.05  # at most, of a step without adapters, and of PEFT's training step
 
 
 def main(rank: int = 4, times: int = 15) -> None:
@@ -30,15 +33,44 @@ def main(rank: int = 4, times: int = 15) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{platform.machine()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}, LoRA of rank {rank}")
+    for name, adapter in SHIPPED.items():
+        shipped(name, adapter, times, device)
     steps(rank, times, device)
     print(f"training step, batch 2, {SIDE} x {SIDE} latents")
+    found: dict[str, dict[str, float]] = {}
     for way in WAYS:
         # A process of its own each: memory that one has touched would be free for the next.
         done = subprocess.run(
             [sys.executable, __file__, str(rank), str(times), way], check=True, capture_output=True, text=True
         )
-        said = json.loads(done.stdout)
+        found[way] = said = json.loads(done.stdout)
         print(f"  {way:24} {said['seconds'] * 1000:8.1f} ms  {said['memory'] / 2**20:8.1f} MiB")
+    seconds, held = (found["zoo"][what] / found["peft"][what] for what in ("seconds", "memory"))
+    print(f"  {'of PEFT':24} {seconds:8.3f}     {held:8.3f}      (at most {OF_PEFT})")
+
+
+def shipped(name: str, adapter: str, times: int, device: str) -> None:
+    """A picture of four steps by a model that ships: bare, with its adapter acting, and merged."""
+    import zoo
+
+    bare, adapted, merged = (zoo.load(name, device=device) for _ in range(3))
+    for pipe in (adapted, merged):
+        pipe.load_adapter(adapter)
+    merged.merge(adapter)
+    asked = {"n": 1, "steps": 4, "progress": False}
+    taken = rounds(
+        {
+            "none": lambda: bare("a red star", **asked),
+            "acting": lambda: adapted("a red star", adapters={adapter: 1.0}, **asked),
+            "merged": lambda: merged("a red star", **asked),
+        },
+        device,
+        times,
+    )
+    print(f"{name}, a picture of 4 steps, {adapter}")
+    for way, seconds in taken.items():
+        limit = f"  (at most {MERGED})" if way == "merged" else ""
+        print(f"  {way:24} {seconds * 1000:8.1f} ms  {seconds / taken['none']:8.3f} of none{limit}")
 
 
 def steps(rank: int, times: int, device: str) -> None:
@@ -74,7 +106,8 @@ def steps(rank: int, times: int, device: str) -> None:
     print(f"step of the U-Net, batch 2, {SIDE} x {SIDE} latents")
     for name, seconds in taken.items():
         print(f"  {name:24} {seconds * 1000:8.1f} ms  {seconds / taken['none']:8.3f} of none")
-    print(f"  {'merged':24} {merged['merged'] * 1000:8.1f} ms  {merged['merged'] / merged['none']:8.3f} of none")
+    ratio = merged["merged"] / merged["none"]
+    print(f"  {'merged':24} {merged['merged'] * 1000:8.1f} ms  {ratio:8.3f} of none  (at most {MERGED})")
 
 
 def training(rank: int, times: int, way: str) -> None:

@@ -8,7 +8,7 @@ carrying it on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -160,13 +160,15 @@ def consistent(large: Tensor, small: Tensor) -> Tensor:
     return large
 
 
-def settings(stages: Sequence[StageConfig], given: Sequence[Sampling]) -> list[Sampling]:
-    """The sampling of every stage: given for all of them, or for none.
+def settings(defaults: Mapping[str, Sampling], given: Sequence[Sampling]) -> list[Sampling]:
+    """The sampling of every stage, whose `defaults` go by its name: given for all of them, or for none.
 
     Raises:
         ValueError: some are given, but not one for each stage.
     """
-    if given and len(given) != len(stages):
-        names = ", ".join(stage.name for stage in stages)
-        raise ValueError(f"{len(given)} settings were given for {len(stages)} stages ({names}): one for each, or none")
-    return list(given) if given else [stage.sampling for stage in stages]
+    if given and len(given) != len(defaults):
+        names = ", ".join(defaults)
+        raise ValueError(
+            f"{len(given)} settings were given for {len(defaults)} stages ({names}): one for each, or none"
+        )
+    return list(given or defaults.values())

@@ -3,7 +3,8 @@
     to_diffusers(zoo.load("stable-diffusion-small"), "exported")
     StableDiffusionPipeline.from_pretrained("exported")  # draws the same pictures
 
-What diffusers has no place for stays behind: the default steps, guidance and its interval are told in the README.
+What diffusers has no place for stays behind: how the model is called by default is told in the README, the interval of
+guidance as what is otherwise there. Adapters that are not merged are files of their own, which diffusers reads too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from zoo import tensors
+from zoo import hub, tensors
+from zoo.diffusion import published
 from zoo.diffusion.convention import SPACING
 from zoo.interface import Sampling
 from zoo.pipeline import Pipeline
@@ -36,6 +38,7 @@ from zoo.text.pretrained import PublishedTokenizer
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.35.0"  # of diffusers, whose layout this is
 TARGETS = ("diffusers", "single-file")
+INPAINTING = "StableDiffusionInpaintPipeline"
 
 # Our sampler: the scheduler that draws the same, and its settings.
 SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
@@ -53,7 +56,10 @@ SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
     "plms": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}),
     "plms_v": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}),
 }
-PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
+PREDICTIONS = {ours: theirs for theirs, ours in published.PREDICTIONS.items()}
+CLIPPERS = ("DDIMScheduler", "DDPMScheduler")
+THRESHOLDERS = (*CLIPPERS, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+UNBOUNDED = 1e6  # a greatest value that no clean estimate reaches
 
 
 def to_diffusers(pipeline: Pipeline, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
@@ -83,7 +89,7 @@ def to_diffusers(pipeline: Pipeline, folder: str | os.PathLike[str], dtype: torc
         _write_part(making / "vae", {**vae_config_to_diffusers(vae.config), "sample_size": max(config.resolution)})
         tensors.write(making / "vae" / WEIGHTS, vae_to_diffusers(vae.state_dict()), dtype)
         _write_json(making / "scheduler" / "scheduler_config.json", scheduler)
-        kind = "StableDiffusionInpaintPipeline" if generator.inpaints else "StableDiffusionPipeline"
+        kind = INPAINTING if generator.inpaints else "StableDiffusionPipeline"
         parts: dict[str, object] = {
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
@@ -136,38 +142,38 @@ def push_to_hub(
         ValueError: there is no such folder, or the hub refuses; the reason is told.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     source = Path(folder)
     if not any((source / name).is_file() for name in (INDEX, "config.json")):
         raise ValueError(f"{source} is no model folder to upload: it has neither {INDEX} nor config.json")
-    api = HfApi() if api is None else api
-    try:
-        address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
+    hub_api = HfApi() if api is None else api
+
+    def upload() -> str:
+        address = hub_api.create_repo(repository, private=private, exist_ok=True)
+        hub_api.upload_folder(
             repo_id=repository,
             folder_path=str(source),
             revision=revision,
             commit_message=f"Upload {source.name}",
             ignore_patterns=[".*", "*.tmp"],
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{repository!r} cannot be uploaded to: {reason}") from error
-    return str(address)
+        return str(address)
+
+    return hub.asked(repository, upload, otherwise="cannot be uploaded to")
 
 
 def scheduler_config(config: GeneratorConfig, defaults: Sampling) -> dict[str, object]:
     """The diffusers scheduler that walks as `defaults` say.
 
     Raises:
-        ValueError: a sampler or a spacing that diffusers has none like.
+        ValueError: a sampler, a spacing or a threshold that diffusers has none like.
     """
     if defaults.sampler not in SCHEDULERS:
         raise ValueError(f"diffusers has no scheduler like {defaults.sampler!r}; it has {', '.join(SCHEDULERS)}")
     kind, settings = SCHEDULERS[defaults.sampler]
     told: dict[str, object] = {"_class_name": kind, "_diffusers_version": VERSION}
     told |= {**config.schedule.to_diffusers(), "prediction_type": PREDICTIONS[config.prediction], **settings}
+    told |= _bounds(kind, defaults)
     if defaults.spacing == SPACING and config.convention is not None:
         own = config.convention
         told |= {"timestep_spacing": own.spread, "steps_offset": own.offset}
@@ -184,6 +190,20 @@ def scheduler_config(config: GeneratorConfig, defaults: Sampling) -> dict[str, o
         )
     # Its pipelines take every other offset for an old mistake, and leading alone heeds it.
     return told | {"timestep_spacing": spread, "steps_offset": int(offset or 0) if spread == "leading" else 1}
+
+
+def _bounds(kind: str, defaults: Sampling) -> dict[str, object]:
+    """How a scheduler is told to keep the clean estimate in bounds."""
+    if defaults.threshold is None:
+        return {}
+    if defaults.threshold == 1 and kind in CLIPPERS:
+        return {"clip_sample": True, "clip_sample_range": 1.0}
+    if kind not in THRESHOLDERS:
+        raise ValueError(f"diffusers' {kind} bounds no clean estimates: leave threshold at None, or take ddim")
+    if defaults.threshold == 1:  # whatever the quantile, nothing above 1 is let through
+        return {"thresholding": True, "sample_max_value": 1.0}
+    most = UNBOUNDED if defaults.cap is None else defaults.cap
+    return {"thresholding": True, "dynamic_thresholding_ratio": defaults.threshold, "sample_max_value": most}
 
 
 def _parts(pipeline: Pipeline) -> tuple[LatentGenerator, VaeDecoder]:
@@ -212,7 +232,7 @@ def _write_text(folder: Path, encoder: object, dtype: torch.dtype | None) -> dic
         kept = said["num_hidden_layers"] + 1 + encoder.layer
         layers = cast(nn.ModuleList, encoder.model.text_model.encoder.layers)
         unread = tuple(f"text_model.encoder.layers.{i}." for i in range(kept, len(layers)))
-        state = {n: t for n, t in state.items() if n != PROJECTION and not n.startswith(unread or ("\0",))}
+        state = {n: t for n, t in state.items() if n != PROJECTION and not n.startswith(unread)}
         said |= {"num_hidden_layers": kept}
     told = {**said, "architectures": [kind], "dtype": str(dtype or next(encoder.parameters()).dtype).split(".")[-1]}
     _write_json(folder / "text_encoder" / "config.json", told)
@@ -233,6 +253,10 @@ def _write_json(path: Path, said: Mapping[str, object]) -> None:
 
 def _readme(pipeline: Pipeline, kind: str) -> str:
     usual = pipeline.defaults
+    given = {"num_inference_steps": usual.steps, "guidance_scale": f"{usual.guidance:g}"}
+    given |= {"guidance_rescale": f"{usual.rescale:g}"} if usual.rescale and kind != INPAINTING else {}
+    given |= {"eta": f"{usual.eta:g}"} if usual.eta else {}
+    given |= {"image": "picture", "mask_image": "mask"} if kind == INPAINTING else {}
     lines = [
         f"# {pipeline.name}",
         "",
@@ -240,9 +264,11 @@ def _readme(pipeline: Pipeline, kind: str) -> str:
         f"from diffusers import {kind}",
         "",
         f'pipe = {kind}.from_pretrained("this folder")',
-        f'pipe("a prompt", num_inference_steps={usual.steps}, guidance_scale={usual.guidance:g}).images[0]',
+        f'pipe("a prompt", {", ".join(f"{name}={value}" for name, value in given.items())}).images[0]',
         "```",
     ]
+    if kind == INPAINTING:
+        lines += ["", "`picture` and `mask` are PIL images of one size; what is white in the mask is drawn anew."]
     if usual.interval is not None:
         low, high = usual.interval
         lines += [

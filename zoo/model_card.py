@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def _results(config: ModelConfig) -> str:
             + (" In brackets: the 95 % interval." if "intervals" in evaluated else "")
         )
         sections.append(scores(config))
+        sections += [_checker(evaluated["checker"])] if evaluated.get("checker") else []
     if "editing" in results:
         sections.append(_editing(results["editing"]))
     if "maps" in results:
@@ -186,7 +188,33 @@ def _results(config: ModelConfig) -> str:
     measures += flat({name: value for name, value in results.items() if name not in told})
     measured = [row for row in measures if row[1] is not None]
     sections += [table(("measure", "value"), measured)] if measured else []
+    sections += [_gates(results["gates"])] if "gates" in results else []
     return "\n\n".join(sections)
+
+
+def _checker(found: Any) -> str:
+    """How far the checker can be trusted, by the calibration that was made with the scores."""
+
+    def span(shares: Iterable[float]) -> str:
+        low, high = min(told := [100 * share for share in shares]), max(told)
+        return f"{high:g} %" if low == high else f"{low:g} to {high:g} %"
+
+    changed = span(share for facets in found["changed"].values() for share in facets.values())
+    spoilt = span(share for kinds in found["defects"].values() for share in kinds.values())
+    return (
+        f"The checker itself was shown {found['scenes']} drawn scenes and as many spoilt ones, "
+        f"{', '.join(found['true'])}. It says yes to {span(found['true'].values())} of true descriptions and to "
+        f"{changed} of those with a facet changed, and no to {spoilt} of each kind of defect "
+        "(`python -m zoo.evaluate.calibration`)."
+    )
+
+
+def _gates(found: Any) -> str:
+    """Whether all that a picture depends on can be read from the features that networks are given."""
+    missed = [f"{m['facet']} from the {m['features']} features, {m['read']:.3f}" for m in found["missed"]]
+    asked = "0.99 of every facet from the text features, 0.95 of counts and relations from a picture's"
+    said = f"missed are {', '.join(missed)}" if missed else "and is"
+    return f"What a probe should read at least before a generator is trained: {asked}; {said}."
 
 
 def _editing(found: Any) -> str:
@@ -238,6 +266,7 @@ def _enlarging(found: Any) -> str:
         "ok": "enlarged pictures that are still their scene",
         "psnr": "PSNR against the true large picture, dB",
         "colour_error": "difference from the small picture once made small again, of 255 levels",
+        "speckle": "grain where the true picture is flat, of 255 levels",
     }
     levels = found["levels"]
     rows = [(text, *(level[key] for level in levels.values())) for key, text in said.items()]

@@ -1,10 +1,14 @@
 """Captions say what the scene is, and nothing held out."""
 
+import re
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, caption, partial, swapped
-from zoo.data.scenes import COLOURS, SHAPES, Description, Item, Scene, is_heldout, random_scene
+from zoo.data.captions import PLURAL, ZH_COLOUR, ZH_OBJECT, caption, partial, swapped
+from zoo.data.scenes import COLOURS, SHAPES, Description, Item, heldout, is_heldout, random_scene
+from zoo.train.tokenizer import DELIMITER, TokenizerRecipe, texts
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -88,10 +92,52 @@ def test_hard_negatives_change_one_thing_and_are_never_held_out() -> None:
             assert wrong.style != "plain"
 
 
-def test_training_text_never_pairs_a_held_out_colour_and_object() -> None:
+def named(text: str) -> tuple[set[tuple[str, str]], frozenset[str]]:
+    """The (colour, object) pairs and the objects that a caption names, read from its words alone."""
+    colours = {word: colour for colour, word in ZH_COLOUR.items()} | {colour: colour for colour in COLOURS}
+    objects = {word: shape for shape, (word, _) in ZH_OBJECT.items()}
+    objects |= {form: shape for shape in SHAPES for form in (shape, PLURAL.get(shape, f"{shape}s"))}
+    english, chinese = ("|".join(word for word in objects if word.isascii() == ascii) for ascii in (True, False))
+    thing = rf"\b(?:{english})\b|{chinese}"
+    text = text.replace("sky blue", "").replace("天蓝色", "")
+    coloured = re.findall(rf"({'|'.join(colours)})的?\s?({thing})", text)
+    pairs = {(colours[colour], objects[word]) for colour, word in coloured}
+    return pairs, frozenset(objects[word] for word in re.findall(thing, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs", "shapes"),
+    [
+        ("two large blue mushrooms on sky blue", {("blue", "mushroom")}, {"mushroom"}),
+        ("a red star on the left of a cat", {("red", "star")}, {"star", "cat"}),
+        ("一座绿色的房子的左侧有一辆红色汽车,天蓝色背景", {("green", "house"), ("red", "car")}, {"house", "car"}),
+    ],
+)
+def test_words_are_read(text: str, pairs: set[tuple[str, str]], shapes: set[str]) -> None:
+    assert named(text) == (pairs, shapes)
+
+
+def training_texts(kind: str) -> Iterator[str]:
     source = rng(7)
-    for _ in range(3000):
-        scene: Scene = random_scene(source, kind="single")
-        words = caption(scene, "en", source).replace(",", " ").split()
-        named = [(c, s) for c in COLOURS for s in SHAPES if c in words and s in words and c != "blue"]
-        assert not any(is_heldout(Description((Item(s, c),))) for c, s in named)
+    if kind == "tokenizer":
+        yield from (text.replace(DELIMITER, "") for text in texts(TokenizerRecipe(part="tokenizer", captions=6000)))
+        return
+    for _ in range(2000):
+        scene = random_scene(source, kind=kind)
+        for language in ("en", "zh"):
+            yield caption(scene, language, source)
+            yield caption(swapped(scene.describe(), source), language, source)
+
+
+@pytest.mark.parametrize("kind", ["single", "relation", "count", "tokenizer"])
+def test_training_text_names_no_held_out_combination(kind: str) -> None:
+    held_pairs, held_objects = heldout()
+    seen = set()
+    for text in training_texts(kind):
+        pairs, shapes = named(text)
+        assert shapes, text
+        assert not pairs & held_pairs, text
+        assert shapes not in held_objects, text
+        seen |= pairs
+    every = {(colour, shape) for colour in COLOURS for shape in SHAPES} - held_pairs
+    assert len(seen) > 0.95 * len(every)  # or the words were not read

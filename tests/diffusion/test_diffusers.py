@@ -5,7 +5,8 @@ Conventions of diffusers that a grid here does not have by name are followed by 
 - its Euler and Heun do not round linspace times (compared where they are whole, or by giving the times).
 Three are not followed, and compared where they make no difference:
 - DDIM and PNDM step to t - T // steps even where linspace does not put the next time there;
-- PNDM averages the network's raw outputs, which for v mixes different directions; here slopes are always epsilon;
+- PNDM averages the network's raw outputs, which for v mixes different directions; `plms` always averages slopes of
+  epsilon, and `plms_v` is what PNDM does with v;
 - UniPC bh1 divides infinity by infinity on the step to zero noise; here that step is first order, as in bh2.
 """
 
@@ -34,6 +35,7 @@ SIGMA_FRAME = (
     diffusers.EulerDiscreteScheduler,
     diffusers.EulerAncestralDiscreteScheduler,
     diffusers.HeunDiscreteScheduler,
+    diffusers.LMSDiscreteScheduler,
 )
 """Schedulers whose state is x / alpha."""
 
@@ -106,8 +108,11 @@ SAMPLERS: dict[str, tuple[str, Any, dict[str, Any], float]] = {
     "dpmpp_2m_sde": ("dpmpp_2m_sde", diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, 0.0),
     "unipc": ("unipc", diffusers.UniPCMultistepScheduler, {}, 0.0),
     "unipc_bh1": ("unipc_bh1", diffusers.UniPCMultistepScheduler, {"solver_type": "bh1"}, 0.0),
+    "unipc_1": ("unipc_1", diffusers.UniPCMultistepScheduler, {"solver_order": 1}, 0.0),
     "unipc_3": ("unipc_3", diffusers.UniPCMultistepScheduler, {"solver_order": 3}, 0.0),
     "plms": ("plms", diffusers.PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": True}, 0.0),
+    "plms_v": ("plms_v", diffusers.PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": True}, 0.0),
+    "lms": ("lms", diffusers.LMSDiscreteScheduler, {}, 0.0),
 }
 MULTISTEP = (diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler)
 STRIDED = (diffusers.DDIMScheduler, diffusers.PNDMScheduler)
@@ -117,13 +122,13 @@ SPACINGS = ("leading+1", "trailing", "linspace")
 def cases() -> Iterator[tuple[str, str, Target, str]]:
     for schedule, prediction, spacing in product(("scaled_linear", "linear", "cosine"), ("epsilon", "v"), SPACINGS):
         for sampler in SAMPLERS:
-            if sampler == "plms" and prediction == "v":
+            if sampler == {"v": "plms", "epsilon": "plms_v"}[prediction]:
                 continue
             # Cosine begins at sigma / alpha = 20,000: in that frame float32 holds no four digits of the data.
             if (
                 schedule == "cosine"
                 and spacing != "leading+1"
-                and sampler in ("euler", "euler_ancestral", "heun", "plms")
+                and sampler in ("euler", "euler_ancestral", "heun", "lms", "plms", "plms_v")
             ):
                 continue
             yield sampler, schedule, prediction, spacing

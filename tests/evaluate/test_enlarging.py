@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.data.draw import render
 from zoo.data.scenes import random_scene
-from zoo.evaluate.enlarging import measure
+from zoo.evaluate.enlarging import measure, speckle
 
 N = 12
 
@@ -36,6 +36,7 @@ def test_the_truth_is_found_right() -> None:
     assert found["ok"] == 1
     assert found["colour_error"] == pytest.approx(0, abs=1e-4)
     assert found["psnr"] == float("inf")
+    assert found["speckle"] < 1, "a drawing's own shading"
     assert len(asked) == found["scenes"] == N
     assert any(text.isascii() for text in asked)
     assert any(not text.isascii() for text in asked)
@@ -52,3 +53,13 @@ def test_a_shift_of_colour_and_blocks_are_told() -> None:
     assert plain["colour_error"] == pytest.approx(0, abs=1e-3), "repeated pixels have their own mean"
     assert darker["colour_error"] > 5
     assert darker["psnr"] < plain["psnr"] < 35
+
+
+def test_grain_is_told_from_edges() -> None:
+    pictures = true_pictures()
+    moved = pictures.roll(1, 3)
+    grainy = pictures + 10 / 255 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
+    assert speckle(moved, pictures).max() * 255 < 2, "outlines that are off by a pixel are no grain"
+    # A mean of 25 pixels takes a twenty-fifth of the noise's variance with it.
+    assert speckle(grainy, pictures) * 255 == pytest.approx(10 * (24 / 25) ** 0.5, rel=0.1)
+    assert speckle(grainy, torch.rand(pictures.shape)).max() == 0, "nothing is flat"

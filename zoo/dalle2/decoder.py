@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.adm import AdmUNet, AdmUNetConfig
-from zoo.cascade import Stage
+from zoo.cascade import Stage, settings
 from zoo.dalle2.keys import UNET
 from zoo.dalle2.moments import moments
 from zoo.dalle2.projection import ImageProjection, ImageProjectionConfig
@@ -307,12 +307,7 @@ class UnclipDecoder(nn.Module):
         Raises:
             ValueError: embeddings of another CLIP, settings for some of the stages only, or such as do not exist.
         """
-        if sampling and len(sampling) != len(self.defaults):
-            names = ", ".join(self.defaults)
-            raise ValueError(
-                f"{len(sampling)} settings were given for {len(self.defaults)} stages ({names}): one for each, or none"
-            )
-        first, *rest = sampling or self.defaults.values()
+        first, *rest = settings(self.defaults, sampling)
         small = sample(
             self.denoiser,
             self.condition(representation, text),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zoo.diffusion.denoiser import Times
 from zoo.diffusion.schedule import Schedule
-from zoo.diffusion.spacing import Grid, Point
+from zoo.diffusion.spacing import Grid
 from zoo.interface import Sampling
 
 SPACING = "published"  # as `Sampling.spacing`: where the checkpoint's own scheduler would stop
@@ -112,7 +112,7 @@ class Convention:
         if self.kind == "strided":
             down = grid.t[:-1] - schedule.steps // grid.steps
             down = torch.where(down < 0, grid.t[-1], down)
-            return replace(grid, landing=_points(Grid(down, *schedule.at(down), schedule.lambda_at(down))))
+            return replace(grid, landing=Grid(down, *schedule.at(down), schedule.lambda_at(down)).points)
         if self.kind == "sigma" and self.spread != "leading":  # unit noise stands for the greatest sigma, not alpha's
             return replace(grid, scale=float(grid.sigma[0]))
         return grid
@@ -136,8 +136,7 @@ class PublishedGrid(Grid):
         begins = list(range(first, self.steps))
         if self.restart and first >= 2:
             begins = [first - 1, *range(first + 1, self.steps)]
-        points = _points(self)
-        lands = self.landing or points[1:]
+        lands = self.landing or self.points[1:]
         chosen = torch.tensor([*begins, self.steps])
         levels = (level[chosen] for level in (self.t, self.alpha, self.sigma, self.lambda_))
         return Grid(*levels, landing=tuple(lands[i] for i in begins))
@@ -154,11 +153,6 @@ def grid_of(convention: Convention | None, schedule: Schedule, sampling: Samplin
     if convention.kind == "strided" and sampling.sampler in NOISY:
         convention = replace(convention, to_data=True)
     return convention.grid(schedule, sampling.steps)
-
-
-def _points(grid: Grid) -> tuple[Point, ...]:
-    levels = (grid.t, grid.alpha, grid.sigma, grid.lambda_)
-    return tuple(Point(*values) for values in zip(*(level.tolist() for level in levels), strict=True))
 
 
 def _between(schedule: Schedule, levels: NDArray[np.float64], end: float) -> Grid:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from zoo.diffusion.ports import cast
+from zoo.diffusion.ports import cast, per_sample
 from zoo.diffusion.schedule import Schedule
 from zoo.interface import Conditioning, Prediction
 
@@ -134,9 +134,8 @@ class Denoiser(nn.Module):
 
     def levels(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at times t ([batch] or one number), in the type of x and broadcastable to it."""
-        alpha, sigma = (level.to(x.device, x.dtype) for level in self.schedule.at(t))
-        shape = (-1, *[1] * (x.dim() - 1))
-        return alpha.view(shape), sigma.view(shape)
+        alpha, sigma = self.schedule.at(t)
+        return per_sample(alpha.to(x.device, x.dtype), x), per_sample(sigma.to(x.device, x.dtype), x)
 
     def log_variance(
         self, values: Tensor | None, x: Tensor, t: Tensor | float, s: float | None = None
@@ -144,9 +143,7 @@ class Denoiser(nn.Module):
         """log variance of the reverse step t -> s, broadcastable to x; None for the posterior's own ("fixed_small")."""
         if self.variance in ("learned", "fixed_small"):
             return values
-        small, large = self.log_variance_bounds(t, s)
-        shape = (-1, *[1] * (x.dim() - 1))
-        small, large = small.to(x.device, x.dtype).view(shape), large.to(x.device, x.dtype).view(shape)
+        small, large = (per_sample(bound.to(x.device, x.dtype), x) for bound in self.log_variance_bounds(t, s))
         return large if values is None else torch.lerp(small, large, (values + 1) / 2)
 
     def log_variance_bounds(self, t: Tensor | float, s: float | None = None) -> tuple[Tensor, Tensor]:

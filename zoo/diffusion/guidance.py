@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.diffusion.denoiser import Denoiser
-from zoo.diffusion.ports import check_batch, join
+from zoo.diffusion.ports import check_batch, join, per_sample
 from zoo.interface import Conditioning, Prediction, Sampling
 
 
@@ -98,8 +98,8 @@ def rescaled(raw: Tensor, given: Tensor, share: float) -> Tensor:
 
     Both [batch, ...]; `share` in [0, 1], 0 leaves `raw` as it is.
     """
-    ratio = _per_image(given.flatten(1).std(1), raw) / _per_image(raw.flatten(1).std(1), raw).clamp(min=1e-12)
-    return raw * (share * ratio + 1 - share)
+    ratio = given.flatten(1).std(1) / raw.flatten(1).std(1).clamp(min=1e-12)
+    return raw * per_sample(share * ratio + 1 - share, raw)
 
 
 def thresholded(x0: Tensor, quantile: float, cap: float | None = None) -> Tensor:
@@ -109,7 +109,7 @@ def thresholded(x0: Tensor, quantile: float, cap: float | None = None) -> Tensor
         return x0.clamp(-1, 1)
     # One image at a time: torch.quantile takes at most 16 million values.
     limits = torch.stack([image.abs().flatten().float().quantile(quantile) for image in x0])
-    limit = _per_image(limits.to(x0), x0).clamp(min=1, max=cap)
+    limit = per_sample(limits.to(x0), x0).clamp(min=1, max=cap)
     return torch.minimum(torch.maximum(x0, -limit), limit) / limit
 
 
@@ -124,7 +124,3 @@ def _check_told(sampling: Sampling, low: float, high: float) -> None:
             f"guidance rescale {sampling.rescale:g} compares two branches, but a network that was distilled for "
             "guidance has one; leave it at 0"
         )
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

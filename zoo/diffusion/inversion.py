@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import Predict, guided
+from zoo.diffusion.ports import per_sample
 from zoo.diffusion.samplers import epsilon, leaps
 from zoo.diffusion.spacing import Grid, Point, make_grid
 from zoo.interface import Conditioning, Observer, Sampling, Step
@@ -57,7 +58,7 @@ def invert(
         x = step.x
         if observe is not None:
             observe(stage, step)
-    return x / grid.scale
+    return x
 
 
 def walk(predict: Predict, x: Tensor, grid: Grid, refinements: int = REFINEMENTS) -> Iterator[Step]:
@@ -97,13 +98,11 @@ def slerp(a: Tensor, b: Tensor, share: Tensor | float) -> Tensor:
     Raises:
         ValueError: two vectors that point in opposite directions.
     """
-    shape = (-1, *[1] * (a.dim() - 1))
     first, second = a.cpu().double(), b.cpu().double()  # not all devices have double precision
-    share = torch.as_tensor(share, dtype=torch.float64).cpu().reshape(shape)
+    share = per_sample(torch.as_tensor(share, dtype=torch.float64).cpu(), a)
     units = [each.flatten(1) / each.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-12) for each in (first, second)]
     # Exact for small angles too, where the arc cosine of the product is not.
-    angle = 2 * torch.atan2((units[0] - units[1]).norm(dim=1), (units[0] + units[1]).norm(dim=1))
-    angle = angle.view(shape)
+    angle = per_sample(2 * torch.atan2((units[0] - units[1]).norm(dim=1), (units[0] + units[1]).norm(dim=1)), a)
     if bool((angle > torch.pi - 1e-6).any()):
         raise ValueError("two opposite vectors have no arc between them: every way is as short")
     bent = angle > 1e-6

@@ -37,12 +37,16 @@ def check_batch(conditioning: Conditioning, batch: int) -> None:
             raise ValueError(f"conditioning.{name} holds {port.shape[0]} samples, but the batch has {batch}")
 
 
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """`values` [batch], or one number, shaped to be broadcast to `like` [batch, ...]: a value for each sample."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
 def choose(drop: Tensor, null: Conditioning, conditioning: Conditioning) -> Conditioning:
     """Per sample, `null` where drop [batch] is True. Its empty ports keep what is there; one sample serves all."""
 
     def pick(given: Tensor, other: Tensor) -> Tensor:
-        rows = drop.to(given.device).view(-1, *[1] * (given.dim() - 1))
-        return torch.where(rows, other.to(given), given)
+        return torch.where(per_sample(drop.to(given.device), given), other.to(given), given)
 
     return _merge(conditioning, null, pick)
 

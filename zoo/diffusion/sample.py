@@ -12,7 +12,7 @@ from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import Predict, guided
 from zoo.diffusion.noise import INITIAL
 from zoo.diffusion.samplers import find_sampler
-from zoo.diffusion.spacing import End, Grid, make_grid
+from zoo.diffusion.spacing import Grid, make_grid
 from zoo.interface import Conditioning, Init, NoiseSource, Observer, Prediction, Sampling
 
 
@@ -28,7 +28,6 @@ def sample(
     stage: str = "sample",
     init: Init | None = None,
     observe: Observer | None = None,
-    end: End = "zero",
     grid: Grid | None = None,
 ) -> Tensor:
     """Sample data of `shape` [batch, ...] in float32 on the denoiser's device.
@@ -37,15 +36,14 @@ def sample(
     noise: initial noise and that of stochastic samplers; `stage` names this stage to it and to `observe`.
     init: start from given data (arXiv 2108.01073); with a mask, keep it where the mask is 0 (inpainting).
     observe: called after every step; returning True ends the sampling with the clean estimate of that step.
-    end: "zero" ends at clean data, "sigma_min" at the schedule's least noise.
-    grid: the points to visit, instead of those that `sampling.spacing` and `end` name.
+    grid: the points to visit, in place of those that `sampling.spacing` names.
 
     Raises:
         ValueError: unknown sampler or spacing, settings out of range, or shapes that do not fit.
     """
     device, shape = denoiser.device, tuple(shape)
     sampler = find_sampler(sampling.sampler, sampling.eta)
-    grid = grid or make_grid(denoiser.schedule, sampling.steps, sampling.spacing, end)
+    grid = grid or make_grid(denoiser.schedule, sampling.steps, sampling.spacing)
     predict = guided(denoiser, conditioning, null, sampling)
 
     def draw(step: int) -> Tensor:

@@ -55,7 +55,7 @@ def ddpm(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step
     for i, a, b in grid.pairs():
         now = predict(x, a.t, b.t)
         x, deviation = posterior(x, now.x0, a, b)
-        if b.sigma > 0:  # no noise on the step to clean data
+        if a.sigma > b.sigma > 0:  # no noise on the step to clean data, nor on an empty one
             x = x + (deviation if now.log_variance is None else torch.exp(now.log_variance / 2)) * noise(i)
         yield Step(i, a.t, x, now.x0)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from zoo.diffusion.schedule import Schedule
 
 End = Literal["zero", "sigma_min"]
+DISTILLED = 50  # times that a latent consistency model is distilled at
 SPACING = re.compile(r"(\w+)(?:\+(\d+)|\*(\d+(?:\.\d+)?))?")  # a name, and an offset or a factor
 
 
@@ -60,10 +61,15 @@ class Grid:
     def steps(self) -> int:
         return len(self.t) - 1
 
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All points as plain numbers."""
+        levels = (self.t, self.alpha, self.sigma, self.lambda_)
+        return tuple(Point(*values) for values in zip(*(level.tolist() for level in levels), strict=True))
+
     def pairs(self) -> Iterator[tuple[int, Point, Point]]:
         """(index, where the step begins, where it ends) of every step."""
-        levels = (self.t, self.alpha, self.sigma, self.lambda_)
-        points = [Point(*values) for values in zip(*(level.tolist() for level in levels), strict=True)]
+        points = self.points
         yield from zip(range(self.steps), points[:-1], self.landing or points[1:], strict=True)
 
     def truncate(self, strength: float) -> Grid:
@@ -95,11 +101,11 @@ def _trailing(schedule: Schedule, steps: int) -> list[float]:
 
 
 def _lcm(schedule: Schedule, steps: int) -> list[float]:
-    """Taken from the 50 times a latent consistency model was distilled at (arXiv 2310.04378)."""
-    if schedule.steps < 50:
-        raise ValueError(f"spacing 'lcm' needs a schedule of at least 50 times, this one has {schedule.steps}")
-    stride = schedule.steps // 50
-    return [float((50 - i * 50 // steps) * stride - 1) for i in range(steps)]
+    """Taken from the times a latent consistency model was distilled at (arXiv 2310.04378)."""
+    if schedule.steps < DISTILLED:
+        raise ValueError(f"spacing 'lcm' needs a schedule of at least {DISTILLED} times, this one has {schedule.steps}")
+    stride = schedule.steps // DISTILLED
+    return [float((DISTILLED - i * DISTILLED // steps) * stride - 1) for i in range(steps)]
 
 
 def _karras(schedule: Schedule, steps: int) -> list[float]:
@@ -158,7 +164,7 @@ def make_grid(schedule: Schedule, steps: int, spacing: str = "trailing", end: En
         sigma, alpha = torch.sigmoid(-2 * lambda_).sqrt(), torch.sigmoid(2 * lambda_).sqrt()
         return Grid(schedule.time_at(lambda_), alpha, sigma, lambda_)
     both_ends = name == "linspace" and end == "sigma_min"
-    most = 50 if name == "lcm" else schedule.steps - both_ends
+    most = DISTILLED if name == "lcm" else schedule.steps - both_ends
     if steps > most:
         raise ValueError(f"spacing {name!r} has only {most} whole times, got {steps} steps; take fewer")
     if both_ends:

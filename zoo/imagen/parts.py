@@ -247,7 +247,7 @@ class CascadeDecoder(nn.Module):
             ValueError: settings for some of the stages only, or such as do not exist.
         """
         pictures = representation.data
-        asked = settings([stage.config for stage in self.stages], sampling)
+        asked = settings(self.defaults, sampling)
         for stage, how in zip(self.stages, asked, strict=True):
             pictures = stage(pictures, text, null, noise, how, observe=observe).clamp(-1, 1)
         return (pictures.float().clamp(-1, 1) + 1) / 2

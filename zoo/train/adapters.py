@@ -25,6 +25,7 @@ from zoo.tensors import sha256
 from zoo.train import marked
 from zoo.train.cache import fingerprint
 from zoo.train.checkpoint import replacing
+from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY
 from zoo.train.methods import BASE, goes_with, weights_of
 
@@ -185,6 +186,11 @@ def main() -> None:
     parser.add_argument("--save", type=Path, default=None, help=f"measure what this file lacks, such as {SAVED}")
     parser.add_argument("--sheet", type=Path, default=None, help="a picture of each of some prompts, in one PNG")
     options = parser.parse_args()
+    with mistakes_told():
+        _compare(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
     entered: dict[str, Path] = {}
     for given in options.folders:
         name, _, path = given.rpartition("=")

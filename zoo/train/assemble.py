@@ -57,6 +57,8 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
         varied = recipe.variants.get(role, {})
         variants[role] = {name: _part(folder, role, one, recipe.dtype, name) for name, one in varied.items()}
         parts[role] = variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.dtype)
+    # Adapters were made for the model of before; a VAE only shows what they help to make, and may be another one.
+    fits = {"text_encoder", "generator"} <= {*kept} and parts["decoder"].kind == "vae"
     looks = parts["text_encoder"] if recipe.image_encoder else None
     if looks is not None and looks.shared is None:
         raise ValueError("image_encoder = true needs a text encoder that is part of a whole, shared CLIP")
@@ -66,12 +68,14 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
             **parts,
             "variants": {role: varied for role, varied in variants.items() if varied},
             "image_encoder": looks and looks.model_copy(update={"kind": "clip", "arguments": {}}),
+            "adapters": before.adapters if before is not None and fits else {},
             "training": training(recipe, before, kept),
             "results": _of(kept, before.results) if before is not None else {},
         }
     )
-    shutil.rmtree(folder / configs.ADAPTERS, ignore_errors=True)  # they were made for the model of before
     weights.write_config(folder, config)
+    if not fits:
+        shutil.rmtree(folder / configs.ADAPTERS, ignore_errors=True)
     tell_sharers(folder.parent, folder.name)
     return folder
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -23,12 +24,31 @@ from zoo.data.scenes import Scene, random_scene
 from zoo.interface import TextEncoder
 from zoo.text.clip import ClipTextEncoder
 from zoo.text.t5 import T5TextEncoder
+from zoo.train.command import mistakes_told
 from zoo.train.facets import ABSENT, CLASSES, CrossAttentionProbe, LinearProbe, labels, misread
 from zoo.train.task import to_float
 
 TEXT_GATE, IMAGE_GATE = 0.99, 0.95
 IMAGE_FACETS = ("count", "relation")
 WINDOW = 32  # tokens of a T5, whose file leaves that open: the longest full caption has 27 and an end marker
+
+
+class Missed(TypedDict):
+    """A facet that is read less well than asked for, from the features of a text or of an image."""
+
+    features: str
+    facet: str
+    read: float
+    asked: float
+
+
+class Report(TypedDict):
+    """How well each facet is read, and what is read less well than asked for."""
+
+    text: dict[str, float]
+    image: NotRequired[dict[str, float]]
+    missed: list[Missed]
+    passed: bool
 
 
 def text_gate(encoder: TextEncoder, *, train: int = 24_000, test: int = 3_000, seed: int = 0) -> dict[str, float]:
@@ -94,7 +114,7 @@ def _probe(
     return figures
 
 
-def report(folder: str) -> dict[str, object]:
+def report(folder: str) -> Report:
     """The gates of a folder that is a CLIP (text and image) or a T5 (text), and whether they are passed.
 
     Raises:
@@ -106,20 +126,33 @@ def report(folder: str) -> dict[str, object]:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{place / 'config.json'} does not say what model it is of: {error}") from error
     if kind == "t5":
-        text = text_gate(T5TextEncoder.load(place, {"length": WINDOW}))
-        return {"text": text, "passed": min(text.values()) >= TEXT_GATE}
+        return judged(text_gate(T5TextEncoder.load(place, {"length": WINDOW})))
     clip = Clip.load(folder)
-    text = text_gate(ClipTextEncoder.load(place))
-    image = image_gate(clip)
-    passed = min(text.values()) >= TEXT_GATE and min(image[f] for f in IMAGE_FACETS) >= IMAGE_GATE
-    return {"text": text, "image": image, "passed": passed}
+    return judged(text_gate(ClipTextEncoder.load(place)), image_gate(clip))
+
+
+def judged(text: Mapping[str, float], image: Mapping[str, float] | None = None) -> Report:
+    """What was read, and which facets are read less well than asked for."""
+    gates = {("text", facet): (share, TEXT_GATE) for facet, share in text.items()}
+    gates |= {("image", facet): (image[facet], IMAGE_GATE) for facet in IMAGE_FACETS} if image is not None else {}
+    missed = [
+        Missed(features=features, facet=facet, read=share, asked=asked)
+        for (features, facet), (share, asked) in gates.items()
+        if share < asked
+    ]
+    found = Report(text=dict(text), missed=missed, passed=not missed)
+    if image is not None:
+        found["image"] = dict(image)
+    return found
 
 
 def main() -> None:
     """Print the gates as JSON."""
     parser = argparse.ArgumentParser(prog="python -m zoo.train.gates", description=__doc__)
     parser.add_argument("folder", help="a CLIP or T5 in the transformers layout, such as weights/clip-small")
-    print(json.dumps(report(parser.parse_args().folder), indent=1))
+    folder = parser.parse_args().folder
+    with mistakes_told():
+        print(json.dumps(report(folder), indent=1))
 
 
 if __name__ == "__main__":

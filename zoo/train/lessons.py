@@ -25,6 +25,7 @@ from zoo.train import marked
 from zoo.train.adapters import attach, files_of, opened, story_of
 from zoo.train.cache import fingerprint
 from zoo.train.checkpoint import replacing
+from zoo.train.command import mistakes_told
 from zoo.train.methods import weights_of
 
 SAVED, PAGE = Path("results") / "lessons.json", Path("docs") / "adaptation.md"
@@ -135,7 +136,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="of sampling (default: the model's own)")
     parser.add_argument("--save", type=Path, default=SAVED, help=f"measure what this file lacks (default {SAVED})")
     options = parser.parse_args()
-    print(table(measured(options.folders, options.steps, options.save)))
+    with mistakes_told():
+        print(table(measured(options.folders, options.steps, options.save)))
 
 
 if __name__ == "__main__":

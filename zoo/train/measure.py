@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Literal, TypeAlias, cast
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 from torch import Tensor
 
 from zoo import config as configs
-from zoo import weights
+from zoo import cost, weights
 from zoo.clip import Clip
 from zoo.dalle2.decoder import UnclipDecoder
 from zoo.diffusion.noise import ImageNoise
@@ -35,17 +36,17 @@ from zoo.stable_diffusion.vae import VAE
 from zoo.text.clip import ClipTextEncoder
 from zoo.train import results, unclip_measures
 from zoo.train.checkpoint import replacing
-from zoo.train.gates import TEXT_GATE, report, text_gate
+from zoo.train.gates import judged, report, text_gate
+from zoo.train.recipe import Table
 
 SAMPLES, STRIPS = "samples.webp", "strips.webp"
+TIMED = 5  # pictures
 
 Found: TypeAlias = dict[str, JsonValue]  # figures, under the names by which config and card know them
 
 
-class Measuring(BaseModel):
+class Measuring(Table):
     """How much is measured of a model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     heldout: Literal["dev", "test"] = "test"  # half of the held-out combinations that it is scored on
     per_task: int = 100
@@ -98,10 +99,9 @@ def _clip(folder: Path, pipe: Pipeline, recipe: Measuring) -> Clip:
 def gates(folder: Path, pipe: Pipeline) -> Found:
     """What can be read from the text encoder's features, and from those of the other tower if it has one."""
     part = configs.read(folder).text_encoder
-    if isinstance(pipe.text_encoder, ClipTextEncoder) and part.shared is not None:
-        return cast(dict[str, JsonValue], report(str(folder.parent / part.shared)))
-    read = text_gate(pipe.text_encoder)
-    return {"text": dict(read), "passed": min(read.values()) >= TEXT_GATE}
+    whole = isinstance(pipe.text_encoder, ClipTextEncoder) and part.shared is not None
+    found = report(str(folder.parent / str(part.shared))) if whole else judged(text_gate(pipe.text_encoder))
+    return cast(Found, found)
 
 
 def _write(sheet: Image.Image, path: Path) -> None:
@@ -116,24 +116,14 @@ def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:
     return ((made + 1) / 2).clamp(0, 1)
 
 
-def parameters(pipe: Pipeline) -> Found:
-    """Parameters of each part."""
-    parts = {"text encoder": pipe.text_encoder, "generator": pipe.generator, "decoder": pipe.decoder}
-    return {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in parts.items()
-        if isinstance(part, torch.nn.Module)
-    }
+def _parameters(_: Path, pipe: Pipeline, __: Measuring) -> Found:
+    return {"parameters": {role.replace("_", " "): count for role, count in cost.parameters(pipe).items()}}
 
 
-def seconds(pipe: Pipeline, prompt: str, repeats: int = 5) -> float:
+def _seconds(_: Path, pipe: Pipeline, recipe: Measuring) -> Found:
     """The median time of one picture, warm."""
-    times = []
-    for seed in range(repeats + 1):
-        started = time.perf_counter()
-        pipe(prompt, n=1, seed=seed, progress=False)
-        times.append(time.perf_counter() - started)
-    return round(sorted(times[1:])[repeats // 2], 3)
+    draw = partial(pipe, recipe.examples[0], n=1, progress=False)
+    return {"seconds_per_image": round(median(cost.seconds(lambda turn: draw(seed=turn + 1), TIMED)), 3)}
 
 
 def _samples(folder: Path, pipe: Pipeline, recipe: Measuring) -> Found:
@@ -202,8 +192,8 @@ MEASUREMENTS: Mapping[str, Callable[[Path, Pipeline, Measuring], Found]] = {
     "psnr": _psnr,
     "enlarging": _enlarging,
     "gates": lambda folder, pipe, _: {"gates": gates(folder, pipe)},
-    "parameters": lambda folder, pipe, _: {"parameters": parameters(pipe)},
-    "seconds_per_image": lambda folder, pipe, recipe: {"seconds_per_image": seconds(pipe, recipe.examples[0])},
+    "parameters": _parameters,
+    "seconds_per_image": _seconds,
     "distances": lambda folder, pipe, recipe: {
         "distances": distances(pipe, _clip(folder, pipe, recipe), recipe.scored)
     },

@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+from pydantic import JsonValue, model_validator
 
 from zoo import config as configs
 from zoo.config import Defaults, Role, SharedName
 from zoo.train.measure import Measuring
+from zoo.train.recipe import Table
 
 WORDS = ("summary", "languages", "papers", "recipes", "examples", "notes")  # what a config says of a model in words
 
 
-class Source(BaseModel):
+class Source(Table):
     """Where a part comes from: a training `run` that exported it, or the shipped model `base`, whose files it shares.
 
     `shared`: the run is a whole CLIP, whose files go to a folder of this name beside the model's, to serve many models.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str | None = None  # a name in `zoo.weights.CLASSES`
     run: Path | None = None
@@ -42,10 +41,8 @@ class Source(BaseModel):
         return self
 
 
-class Adapter(BaseModel):
+class Adapter(Table):
     """An adapter that comes with the model: the training `run` that left it, and what the card says of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: Path
     summary: str

@@ -21,11 +21,12 @@ from zoo.config import AdapterConfig
 from zoo.loading import load
 from zoo.train.assemble import assemble, share, tell_sharers
 from zoo.train.checkpoint import replacing
+from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY, cost
 from zoo.train.measure import MEASUREMENTS, measure
 from zoo.train.methods import BASE, goes_with, weights_of
 from zoo.train.model_recipe import WORDS, ShipRecipe
-from zoo.train.recipe import read_toml
+from zoo.train.recipe import read_toml, validate
 
 
 def retell(folder: Path, recipe: ShipRecipe) -> None:
@@ -106,21 +107,26 @@ def main() -> None:
     more = (arguments.adapters, arguments.measure, arguments.only)
     if arguments.shared and (arguments.keep or any(given is not None for given in more)):
         parser.error("--shared writes the shared CLIP and does nothing else: measure and add adapters in a second call")
-    recipe = ShipRecipe.model_validate(read_toml(arguments.recipe))
-    if arguments.out is not None:
-        recipe = recipe.model_copy(update={"out": arguments.out})
-    if arguments.shared:
+    with mistakes_told():
+        recipe = validate(ShipRecipe, read_toml(arguments.recipe))
+        if arguments.out is not None:
+            recipe = recipe.model_copy(update={"out": arguments.out})
+        _ship(recipe, arguments)
+
+
+def _ship(recipe: ShipRecipe, asked: argparse.Namespace) -> None:
+    if asked.shared:
         print(*share(recipe), sep="\n")
         return
     folder = recipe.out / recipe.name
-    if arguments.keep:
+    if asked.keep:
         retell(folder, recipe)
     else:
-        assemble(recipe, arguments.only or configs.ROLES)
-    if arguments.adapters is not None:
-        add_adapters(folder, recipe, arguments.adapters)
-    if arguments.measure is not None:
-        measure(folder, recipe, arguments.measure or MEASUREMENTS)
+        assemble(recipe, asked.only or configs.ROLES)
+    if asked.adapters is not None:
+        add_adapters(folder, recipe, asked.adapters)
+    if asked.measure is not None:
+        measure(folder, recipe, asked.measure or MEASUREMENTS)
     print(folder)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from zoo import weights
 from zoo.config import PartConfig
@@ -27,18 +26,15 @@ from zoo.model_card import SPLITS
 from zoo.pipeline import Pipeline
 from zoo.train import marked, run
 from zoo.train.checkpoint import replacing
+from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY
-from zoo.train.recipe import read_toml
+from zoo.train.recipe import Table, read_toml, validate
 from zoo.train.text_to_image import load_text
 
 SAVED, PAGE = Path("results") / "text-encoders.json", Path("docs") / "text-encoders.md"
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Reader(Strict):
+class Reader(Table):
     """A generator: how it is trained, the run that it begins with, which of its weights read text."""
 
     recipe: Path
@@ -48,7 +44,7 @@ class Reader(Strict):
     model: str  # the shipped model whose decoder and sampling it gets
 
 
-class SwapRecipe(Strict):
+class SwapRecipe(Table):
     """All pairs of generators and encoders, and the budget of each."""
 
     steps: int
@@ -130,15 +126,17 @@ def main() -> None:
     """Train and score every pair, save what was found, write the page."""
     parser = argparse.ArgumentParser(prog="python -m zoo.train.swap", description=__doc__)
     parser.add_argument("recipe", nargs="?", default="recipes/text-encoders.toml")
-    recipe = SwapRecipe.model_validate(read_toml(parser.parse_args().recipe))
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    found = measured(recipe)
-    SAVED.parent.mkdir(exist_ok=True)
-    with replacing(SAVED) as temporary:
-        temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    TABLE.write(Path())
-    print(PAGE)
+    given = parser.parse_args().recipe
+    with mistakes_told():
+        recipe = validate(SwapRecipe, read_toml(given))
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        found = measured(recipe)
+        SAVED.parent.mkdir(exist_ok=True)
+        with replacing(SAVED) as temporary:
+            temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        TABLE.write(Path())
+        print(PAGE)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from zoo import tensors
 from zoo.config import ModelConfig, PartConfig
 from zoo.registry import find
 from zoo.train.checkpoint import replacing
+from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY
 
 
@@ -95,11 +96,9 @@ def main() -> None:
     parser.add_argument("model", help="the name of a shipped model, or a model folder")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs lie (default: runs)")
     arguments = parser.parse_args()
-    try:
+    with mistakes_told():
         for place in unpack(arguments.model, arguments.out):
             print(place)
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
 
 
 if __name__ == "__main__":
