@@ -269,8 +269,9 @@ def _enlarging(found: Any) -> str:
         "speckle": "grain where the true picture is flat, of 255 levels",
     }
     levels = found["levels"]
-    rows = [(text, *(level[key] for level in levels.values())) for key, text in said.items()]
-    scenes = next(iter(levels.values()))["scenes"]
+    first = next(iter(levels.values()))
+    rows = [(text, *(level[key] for level in levels.values())) for key, text in said.items() if key in first]
+    scenes = first["scenes"]
     return (
         "### Enlarging\n\n"
         f"{scenes} fresh scenes, a third of them with held-out combinations, made small and enlarged by the cascade, "

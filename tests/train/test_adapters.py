@@ -71,7 +71,7 @@ def test_what_a_run_left_is_opened_and_compared(
     assert not adapters.TABLE.stale(tmp_path)
     assert page.read_text("utf-8").count("\n| ") == 2 + 4
     monkeypatch.setattr("sys.argv", ["adapters", f"mine={final}", f"mine={whole}"])
-    with pytest.raises(ValueError, match="are both called 'mine': give one as NAME=FOLDER"):
+    with pytest.raises(SystemExit, match="are both called 'mine': give one as NAME=FOLDER"):
         adapters.main()
     with pytest.raises(ValueError, match="cannot go by the model's name 'tiny'"):
         adapters.measured({"tiny": final}, "tiny", Sizes())

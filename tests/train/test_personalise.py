@@ -610,6 +610,15 @@ def test_dalle2_learns_in_its_prior_its_decoder_and_its_upsampler(home: Path) ->
         descend(alone, 2)
         after = weights(alone.pipe)
         assert {n.partition(".")[0] for n in before if not torch.equal(before[n], after[n])} == {role}
+        with torch.no_grad():
+            for parameter in alone.trained.model.parameters():
+                parameter.add_(1)
+            for one in alone.learners:  # what the teacher is told does not move with what learns
+                kept, now = alone.silence[one.name].vector, one.null(alone.null).vector
+                if one.name == "decoder":
+                    assert not torch.equal(kept, now)
+                elif kept is not None:
+                    assert torch.equal(kept, now)
 
 
 def test_the_decoder_is_told_what_clip_sees_in_a_picture(home: Path) -> None:

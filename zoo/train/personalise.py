@@ -174,6 +174,8 @@ class AdapterTask(Task[AdapterRecipe]):
         try:
             with torch.no_grad():
                 self.null = self.pipe.text_encoder.null(1)
+                # Copied, as what stands for no embedding may be learned too.
+                self.silence = {learner.name: copy.deepcopy(learner.null(self.null)) for learner in self.learners}
                 self.text = self.pipe.text_encoder.encode(self.prompts)
                 self.pipe.text_encoder.encode([*recipe.prompts, ""])
         except ValueError as error:  # a prompt that is too long
@@ -228,9 +230,8 @@ class AdapterTask(Task[AdapterRecipe]):
                 if held:
                     torch.set_rng_state(chance)  # told the same, but for words that have changed
                     _, then = learner.told(kept, _rows(self.text, examples.prompts[rows]))
-                    teacher = Teacher(
-                        self.before[learner.name], then, learner.null(self.null), self.recipe.prior.guidance
-                    )
+                    before, silence = self.before[learner.name], self.silence[learner.name]
+                    teacher = Teacher(before, then, silence, self.recipe.prior.guidance)
                 share, acting = dropout, strengths
                 if self.trained.spares_null and share > 0 and (teacher is None or teacher.guidance == 1):
                     drop, share = draws.rand((len(rows),)) < share, 0.0  # here, so that it is known which
