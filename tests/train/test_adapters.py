@@ -86,5 +86,5 @@ def test_what_a_run_left_is_opened_and_compared(
         adapters.opened(final, "mine", device="cpu")
     (final / "base.json").unlink()
     monkeypatch.setattr("sys.argv", [*given, "--steps", "3"])
-    with pytest.raises(ValueError, match="give another file, or remove it"):
+    with pytest.raises(SystemExit, match="give another file, or remove it"):
         adapters.main()
