@@ -76,13 +76,16 @@ def loads(text: bytes) -> object:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path, *, only: bool = False) -> dict[str, Tensor]:
     """All tensors of a file that `torch.save` wrote (.bin, .ckpt, .pt); nothing in it is run (`weights_only`).
 
     They may lie under "state_dict", beside other things; and they may be views into one flat buffer, which is let go.
 
+    only: what is by the tensors and is none is not passed over: a number there may be meant to count.
+
     Raises:
-        ValueError: the file is missing or damaged, holds more than data, or no tensors by name.
+        ValueError: the file is missing or damaged, holds more than data, or no tensors by name, or other things if
+            `only` tensors are expected.
     """
     try:
         try:
@@ -99,6 +102,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(inner, Mapping):
         raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name")
     tensors = {str(name): value.detach() for name, value in inner.items() if isinstance(value, Tensor)}
+    strange = [str(name) for name in inner if str(name) not in tensors] if only else []
+    if strange:
+        raise ValueError(f"{path} holds other things than tensors: {', '.join(strange[:20])}")
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
     odd = sorted(name for name, value in tensors.items() if value.layout != torch.strided or value.is_quantized)

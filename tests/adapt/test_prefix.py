@@ -45,12 +45,7 @@ def test_the_life_of_a_prefix(hidden: int | None, parts, build: Build, tmp_path:
     layer, attention = prefix.layers[crossing[0]], module.get_submodule(crossing[0])
     assert torch.equal(layer.final().detach(), torch.stack([attention.to_k(word), attention.to_v(word)]))
 
-    injection = inject(module, prefix, "mine")
-    with use({"mine": 1.0}):
-        assert torch.equal(part.call(module), plain), "no change at the start"
-        losses = train(prefix, lambda: part.call(module))
-        trained = part.call(module)
-    assert losses[-1] < losses[0]
+    injection, trained = learned(part, module, prefix, plain)
     assert module.state_dict().keys() == before.keys()
     assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
     assert all(layer.gate.all() for layer in prefix.layers.values())
@@ -69,6 +64,17 @@ def test_the_life_of_a_prefix(hidden: int | None, parts, build: Build, tmp_path:
         assert torch.allclose(part.call(fresh), trained, atol=1e-6)
     injection.remove()
     assert not any(child.beside for child in module.modules() if isinstance(child, Attention))
+
+
+def learned(part, module, prefix, plain):
+    """The prefix put into a module and trained there: what takes it out again, and what the module gives with it."""
+    injection = inject(module, prefix, "mine")
+    with use({"mine": 1.0}):
+        assert torch.equal(part.call(module), plain), "no change at the start"
+        losses = train(prefix, lambda: part.call(module))
+        trained = part.call(module)
+    assert losses[-1] < losses[0]
+    return injection, trained
 
 
 def shaken(prefix: Prefix) -> Prefix:
@@ -185,12 +191,7 @@ def test_without_patterns_it_is_beside_what_looks_at_text_in_all_families(
     module = build(part)
     plain, prefix = part.call(module), Prefix.build(module, length=3)
     assert READING[name] <= set(reading(module)) == set(prefix.layers)
-    injection = inject(module, prefix, "mine")
-    with use({"mine": 1.0}):
-        assert torch.equal(part.call(module), plain), "no change at the start"
-        losses = train(prefix, lambda: part.call(module))
-        trained = part.call(module)
-    assert losses[-1] < losses[0]
+    injection, trained = learned(part, module, prefix, plain)
     assert torch.equal(part.call(module), plain)
     prefix.save(tmp_path / "mine.safetensors", "part")
     injection.remove()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,7 +15,7 @@ from transformers import T5EncoderModel
 
 from tests.train.ends import check_same_end
 from zoo.data.captions import caption, plural
-from zoo.data.scenes import COLOURS, SHAPES, Description, Item, heldout, random_scene
+from zoo.data.scenes import COLOURS, SHAPES, Description, Item, heldout
 from zoo.interface import TextFeatures, TextSpec
 from zoo.text.t5 import T5TextEncoder
 from zoo.train import RecipeError, TrainingError, gates, run, t5
@@ -188,7 +187,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path) -> None:
 
 
 def test_an_encoder_that_was_exported_can_learn_on(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, vocabulary: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also one that shipped in eight bits. The decoder goes on reading the embedding that it shares."""
     shipped, out = tmp_path / "shipped", tmp_path / "more"
@@ -204,18 +203,8 @@ def test_an_encoder_that_was_exported_can_learn_on(
         assert all(torch.allclose(before[name], after[name], atol=2e-3) for name in before)
     with pytest.raises(TrainingError, match=r"does not fit \[model\]"):
         run(home / "t5.toml", [f"out={tmp_path / 'wide'}", f"init={shipped}", "model.feed_forward=64"], device="cpu")
-    other, rng = tmp_path / "other.model", np.random.default_rng(0)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([caption(random_scene(rng), "en", rng) for _ in range(200)]),
-        model_prefix=str(other.with_suffix("")),
-        vocab_size=100,
-        hard_vocab_limit=False,
-        pad_id=0,
-        unk_id=1,
-        bos_id=3,
-        eos_id=4,
-        minloglevel=2,
-    )
+    other = tmp_path / "other.model"
+    other.write_bytes(vocabulary)
     with pytest.raises(TrainingError, match="was trained with another tokenizer than"):
         run(home / "t5.toml", [f"out={tmp_path / 'wide'}", f"init={shipped}", f"tokenizer={other}"], device="cpu")
 

@@ -15,13 +15,11 @@ from torch import Tensor
 from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser, clean
 from zoo.diffusion.guidance import check_interval
-from zoo.diffusion.ports import join, rows
+from zoo.diffusion.ports import join, per_sample, rows
 from zoo.diffusion.samplers import boundary
 from zoo.diffusion.schedule import Schedule
-from zoo.diffusion.spacing import make_grid
+from zoo.diffusion.spacing import DISTILLED, make_grid
 from zoo.interface import Conditioning
-
-TIMES = 50  # a latent consistency model is distilled at the times of this grid, of which the spacing 'lcm' takes some
 
 
 def loss(
@@ -57,8 +55,8 @@ def loss(
     if interval is not None:
         check_interval(interval)
     batch, place = x0.shape[0], x0.device
-    times = make_grid(teacher.schedule, TIMES, "lcm").t[:-1]
-    t = times[draws.randint(TIMES, (batch,), generator, place).cpu()]
+    times = make_grid(teacher.schedule, DISTILLED, "lcm").t[:-1]
+    t = times[draws.randint(DISTILLED, (batch,), generator, place).cpu()]
     end = (t - skip).clamp(min=0)
     noise = draws.randn(x0.shape, generator, place).to(x0)
     scale = low + (high - low) * draws.rand((batch,), generator, place).to(place)
@@ -82,7 +80,7 @@ def distance(difference: Tensor, huber: float | None) -> Tensor:
 
 def estimate(denoiser: Denoiser, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """The clean data at the end of the paths of the states x [batch, ...] at times t [batch], as sampler 'lcm' asks."""
-    skip, out = (_like(share, x) for share in boundary(t))
+    skip, out = (per_sample(share.to(x), x) for share in boundary(t))
     return skip * x + out * denoiser.predict(x, t, conditioning).x0
 
 
@@ -102,7 +100,7 @@ def step(
     samples = torch.cat([everyone, led])
     made, _ = teacher(x[samples], t[samples.to(t.device)], text)
     raw, away = made[:batch], made[batch:]
-    raw[led] += (_like(guidance, x)[led] - 1) * (raw[led] - away)
+    raw[led] += (per_sample(guidance.to(x), x)[led] - 1) * (raw[led] - away)
     (alpha, sigma), (alpha_end, sigma_end) = teacher.levels(t, x), teacher.levels(end, x)
     ratio = sigma_end / sigma
     return ratio * x + (alpha_end - alpha * ratio) * clean(teacher.prediction, raw, x, alpha, sigma)
@@ -114,10 +112,10 @@ def check_skip(schedule: Schedule, skip: int) -> None:
     Raises:
         ValueError: it does not.
     """
-    stride = schedule.steps // TIMES
+    stride = schedule.steps // DISTILLED
     if skip < 1 or stride < 1 or skip % stride:
         raise ValueError(
-            f"the teacher's step goes from one of {TIMES} times to another: skip={skip}, times {stride} apart"
+            f"the teacher's step goes from one of {DISTILLED} times to another: skip={skip}, times {stride} apart"
         )
 
 
@@ -125,11 +123,6 @@ def _within(interval: tuple[float, float], level: Tensor) -> Tensor:
     """Whether each sample's noise level, broadcast over its data, lies in an interval: bool [batch]."""
     flat = level.flatten()
     return (flat > interval[0]) & (flat <= interval[1])
-
-
-def _like(values: Tensor, x: Tensor) -> Tensor:
-    """One number per sample, in the type of x and broadcastable to it."""
-    return values.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
 def _check(

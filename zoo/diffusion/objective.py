@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser, Target, clean, target
-from zoo.diffusion.ports import choose, join
+from zoo.diffusion.ports import choose, join, per_sample
 from zoo.interface import Conditioning
 
 Raw: TypeAlias = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -143,12 +143,11 @@ def variational_bound(
     point, the negative log density of x0 itself. Give `estimate` detached: the bound shall train the variance alone.
     """
     (alpha, sigma), (alpha_s, sigma_s) = denoiser.schedule.at(t), denoiser.schedule.at(t.double() - 1)
-    shape = (-1, *[1] * (x.dim() - 1))
     # Both means share the part in x, so they differ by the weight on x0 times the error of the estimate.
-    weight = (alpha_s * (1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2)).to(x).view(shape)
-    true_log = denoiser.log_variance_bounds(t)[0].to(x).view(shape)
+    weight = per_sample((alpha_s * (1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2)).to(x), x)
+    true_log = per_sample(denoiser.log_variance_bounds(t)[0].to(x), x)
     distance = (weight * (x0 - estimate)).square() * torch.exp(-log_variance)
     divergence = 0.5 * (log_variance - true_log + torch.exp(true_log - log_variance) + distance - 1)
     density = 0.5 * (log_variance + math.log(2 * math.pi) + distance)
-    first = (t == 0).to(x.device).view(shape)
+    first = per_sample((t == 0).to(x.device), x)
     return torch.where(first, density, divergence).flatten(1).mean(1) / math.log(2)

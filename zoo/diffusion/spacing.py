@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.diffusion.schedule import Schedule
 
 End = Literal["zero", "sigma_min"]
-DISTILLED = 50  # times that a latent consistency model is distilled at
+DISTILLED = 50  # times that a latent consistency model is distilled at, of which the spacing 'lcm' takes some
 SPACING = re.compile(r"(\w+)(?:\+(\d+)|\*(\d+(?:\.\d+)?))?")  # a name, and an offset or a factor
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.diffusion import consistency
 from zoo.diffusion.denoiser import Denoiser
+from zoo.diffusion.spacing import DISTILLED
 from zoo.interface import Sampling
 from zoo.stable_diffusion.unet import UNet
 from zoo.train.distil import Distillation, DistillationRecipe, LoraDistillation, LoraRecipe, load_teacher
@@ -29,7 +30,7 @@ class ConsistencyRecipe(DistillationRecipe):
 
     ema: float = Field(DECAY, ge=0, lt=1)
     skip: int = Field(20, ge=1)  # of 1000 times, what one step of the teacher spans: a multiple of 20
-    sample_steps: int = Field(4, ge=1, le=consistency.TIMES)  # of the sample grid
+    sample_steps: int = Field(4, ge=1, le=DISTILLED)  # of the sample grid
 
 
 class LcmRecipe(ConsistencyRecipe):

@@ -38,7 +38,7 @@ from zoo.train.recipe import RecipeError, Table, nearest
 from zoo.weights import save_model
 
 if TYPE_CHECKING:
-    from zoo.train.personalise import AdapterRecipe
+    from zoo.train.adapter_recipe import AdapterRecipe
 
 Method: TypeAlias = Literal["lora", "prefix", "lora+prefix", "textual-inversion", "full"]
 T = TypeVar("T")
