@@ -140,6 +140,7 @@ def scores(config: ModelConfig) -> str:
     intervals = evaluated.get("intervals", {"overall": {}, "tasks": {}})  # which older evaluations lack
     cells = [
         ("**overall**", evaluated["overall"], intervals["overall"]),
+        *([("overall, cleanly drawn too", evaluated["clean"], intervals["clean"])] if "clean" in evaluated else ()),
         *((task, cell, intervals["tasks"].get(task, {})) for task, cell in evaluated["tasks"].items()),
     ]
     columns = [(split, language) for split in SPLITS for language in ("en", "zh")]
@@ -194,19 +195,31 @@ def _results(config: ModelConfig) -> str:
 
 def _checker(found: Any) -> str:
     """How far the checker can be trusted, by the calibration that was made with the scores."""
-
-    def span(shares: Iterable[float]) -> str:
-        low, high = min(told := [100 * share for share in shares]), max(told)
-        return f"{high:g} %" if low == high else f"{low:g} to {high:g} %"
-
-    changed = span(share for facets in found["changed"].values() for share in facets.values())
-    spoilt = span(share for kinds in found["defects"].values() for share in kinds.values())
+    changed = _span(share for facets in found["changed"].values() for share in facets.values())
+    spoilt = _span(share for kinds in found["defects"].values() for share in kinds.values())
     return (
         f"The checker itself was shown {found['scenes']} drawn scenes and as many spoilt ones, "
-        f"{', '.join(found['true'])}. It says yes to {span(found['true'].values())} of true descriptions and to "
+        f"{', '.join(found['true'])}. It says yes to {_span(found['true'].values())} of true descriptions and to "
         f"{changed} of those with a facet changed, and no to {spoilt} of each kind of defect "
-        "(`python -m zoo.evaluate.calibration`)."
+        f"(`python -m zoo.evaluate.calibration`).{_drawing(found)}"
     )
+
+
+def _drawing(found: Any) -> str:
+    """How far it can be trusted about what is cleanly drawn; older calibrations do not say."""
+    if "blemishes" not in found:
+        return ""
+    clean = _span(found["clean"].values())
+    spoilt = _span(share for kinds in found["blemishes"].values() for share in kinds.values())
+    return (
+        f" *Cleanly drawn too* leaves out right pictures with smeared faces or patches of another hue: of drawn scenes "
+        f"{clean} are clean to it, and {spoilt} of each kind of those that were smeared or patched on purpose are not."
+    )
+
+
+def _span(shares: Iterable[float]) -> str:
+    low, high = min(told := [100 * share for share in shares]), max(told)
+    return f"{high:g} %" if low == high else f"{low:g} to {high:g} %"
 
 
 def _gates(found: Any) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from zoo.data.draw import render
-from zoo.data.scenes import random_scene
+from zoo.data.scenes import Placed, Scene, random_scene
 from zoo.evaluate.calibration import any_scenes, calibrate, changes, holds, table
-from zoo.evaluate.defects import DEFECTS
+from zoo.evaluate.defects import BLEMISHES, DEFECTS
 
 
 @pytest.mark.parametrize("condition", ["clean", "blurred and noisy", "wobbly"])
@@ -30,19 +32,29 @@ def test_the_checker_is_calibrated(condition: str) -> None:
     }
     assert set(report["defects"][condition]) == set(DEFECTS)
     assert min(report["defects"][condition].values()) >= 0.95
-    assert all(kind in table(report) for kind in DEFECTS)
+    assert set(report["blemishes"][condition]) == set(BLEMISHES)
+    assert all(kind in table(report) for kind in (*DEFECTS, *BLEMISHES))
 
 
 def test_a_calibration_repeats_itself() -> None:
     assert calibrate(8, seed=3, conditions=("noisy",)) == calibrate(8, seed=3, conditions=("noisy",))
 
 
-@pytest.mark.parametrize("kind", DEFECTS)
-def test_defects_change_the_picture(kind: str) -> None:
+@pytest.mark.parametrize("kind", [*DEFECTS, *BLEMISHES])
+def test_what_is_spoilt_differs(kind: str) -> None:
     rng = np.random.default_rng(1)
+    spoil = (DEFECTS | BLEMISHES)[kind]
     for _ in range(10):
-        scene = random_scene(rng, kind="single")
-        assert np.abs(DEFECTS[kind](scene, rng).astype(int) - render(scene)).max() > 20
+        scene = replace(random_scene(rng, kind="single"), face=True)
+        scene = replace(scene, objects=tuple(replace(thing, colour="red") for thing in scene.objects))
+        assert np.abs(spoil(scene, rng).astype(int) - render(scene)).max() > 20
+
+
+@pytest.mark.parametrize("kind", BLEMISHES)
+def test_a_scene_without_what_could_be_spoilt_is_refused(kind: str) -> None:
+    scene = Scene((Placed("star", "black", 0.5, 0.5, 0.5),), "white", "plain", False)
+    with pytest.raises(ValueError, match="the scene has no"):
+        BLEMISHES[kind](scene, np.random.default_rng(0))
 
 
 def test_each_change_changes_one_facet() -> None:

@@ -11,6 +11,7 @@ import torch
 from zoo.data.draw import render
 from zoo.data.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Description, Item, Placed, Scene
 from zoo.evaluate.checker import judge, read
+from zoo.evaluate.defects import BLEMISHES
 from zoo.evaluate.foreground import as_pixels
 
 CAR_AND_TREE = Scene(
@@ -150,3 +151,20 @@ def test_crooked_eyes_are_a_face_and_half_a_face_is_none(shape: str) -> None:
     assert judge(crooked, scene.describe()).ok
     assert not judge(crooked, replace(scene.describe(), face=False)).ok
     assert not judge(bare, scene.describe()).ok
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("kind", BLEMISHES)
+def test_a_badly_drawn_picture_may_be_right_but_is_not_clean(style: str, kind: str) -> None:
+    scene = Scene((Placed("circle", "red", 0.5, 0.5, 0.62),), "gray", style, True)
+    assert judge(render(scene), scene.describe()).clean
+    said = Description((Item("circle", "red"),), style=style)
+    verdicts = [judge(BLEMISHES[kind](scene, np.random.default_rng(seed)), said) for seed in range(8)]
+    assert not any(verdict.clean for verdict in verdicts)
+    right = [verdict for verdict in verdicts if verdict.ok]
+    assert right
+    assert all(len(verdict.blemishes) == 1 and verdict.blemishes[0].startswith("circle: ") for verdict in right)
+
+
+def test_a_wrong_picture_is_not_clean() -> None:
+    assert not judge(render(CAR_AND_TREE), replace(CAR_AND_TREE.describe(), relation="right of")).clean

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.scenes import Description, Item
+from zoo.evaluate.faces import likeness as likeness_of_face
 from zoo.evaluate.fit import Fit, fit
 from zoo.evaluate.foreground import Array, Blob, as_pixels, distance_from, find_background, find_blobs, split
 
@@ -28,6 +29,8 @@ ERROR = {"plain": 0.05, "cartoon": 0.065, "sketch": 0.17}  # unexplained share o
 LOOSE = {"plain": 0.014, "cartoon": 0.016, "sketch": 0.037}
 SPOT = {"plain": 0.1, "cartoon": 0.1, "sketch": 0.12}
 FOREIGN = {"plain": 0.1, "cartoon": 0.1, "sketch": 0.25}
+PATCHY = {"plain": 10.0, "cartoon": 10.0, "sketch": 30.0}  # RGB levels of another hue; drawn ones stay below 6 and 22
+SMEARED = 0.88  # correlation of a face with a drawn one; drawn ones, however small, blurred or noisy, are above
 TINGED = 12.0  # RGB distance; drawn scenes, also blurred, noisy and wobbly ones, stay below 7
 STRETCH = exp(0.25)
 BREAK = 4  # pixels at most between the pieces of one object
@@ -36,7 +39,11 @@ CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2), (0.5, 4))  # where things that
 
 @dataclass(frozen=True)
 class Seen:
-    """One object as the checker sees it; place and extent as in `zoo.data.scenes.Placed`. `flaw`: what is wrong."""
+    """One object as the checker sees it; place and extent as in `zoo.data.scenes.Placed`.
+
+    `flaw` is what makes it no whole object, `blemish` what is badly drawn of one that is: a smeared face, a patch of a
+    neighbouring hue.
+    """
 
     shape: str
     colour: str
@@ -46,6 +53,7 @@ class Seen:
     y: float
     extent: float
     flaw: str | None = None
+    blemish: str | None = None
 
     @property
     def size(self) -> str:
@@ -63,11 +71,20 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture is right, facet by facet (only those that were judged), with a reason for every no."""
+    """Whether a picture is right, facet by facet (only those that were judged), with a reason for every no.
+
+    A picture is right if it shows what was said, and clean if none of its objects is badly drawn besides: the second is
+    asked of right ones (`clean`) and told apart from them, as text alignment and quality are elsewhere.
+    """
 
     ok: bool
     facets: dict[str, bool]
     reasons: tuple[str, ...]
+    blemishes: tuple[str, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        return self.ok and not self.blemishes
 
 
 def read(picture: NDArray[np.uint8] | Array | Tensor) -> Reading:
@@ -80,7 +97,9 @@ def read(picture: NDArray[np.uint8] | Array | Tensor) -> Reading:
     def see(blob: Blob, others: list[Blob]) -> Seen:
         best = fit(difference, background, blob, others, night=name == "night")[0]
         kind = best.kind
-        return Seen(kind.shape, best.colour, kind.style, kind.face, best.x, best.y, best.extent, _flaw(best))
+        flaw = _flaw(best)
+        blemish = None if flaw else _blemish(best, pixels, name or "gray")
+        return Seen(kind.shape, best.colour, kind.style, kind.face, best.x, best.y, best.extent, flaw, blemish)
 
     blobs = find_blobs(distance)
     found = [(blob, see(blob, _without(blobs, blob)) if blob.span >= LEAST_SPAN else None) for blob in blobs]
@@ -138,6 +157,14 @@ def _flaw(best: Fit) -> str | None:
     return None
 
 
+def _blemish(best: Fit, pixels: Array, background: str) -> str | None:
+    if best.patchy > PATCHY[best.kind.style]:
+        return "patches of another hue"
+    if best.kind.face and likeness_of_face(pixels, background, best) < SMEARED:
+        return "a smeared face"
+    return None
+
+
 def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: Description) -> Verdict:
     """Whether a picture (or what was read in it) is what a description says. What is left open there is not judged."""
     reading = picture if isinstance(picture, Reading) else read(picture)
@@ -176,7 +203,8 @@ def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: De
         check("relation", right, f"the first object is not {description.relation} the second")
     if not found:
         check("shape", False, "nothing to be seen")
-    return Verdict(all(facets.values()), facets, tuple(reasons))
+    blemishes = tuple(f"{thing.shape}: {thing.blemish}" for thing in found if thing.blemish)
+    return Verdict(all(facets.values()), facets, tuple(reasons), blemishes)
 
 
 def wanted_items(description: Description) -> list[Item]:

@@ -1,4 +1,7 @@
-"""Pictures spoilt on purpose: what a checker must refuse, made from scenes whose full description is known."""
+"""Pictures spoilt on purpose: what a checker must refuse, made from scenes whose full description is known.
+
+Defects leave no whole object or one too many; blemishes leave what was said, badly drawn.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from zoo.data.draw import render
 from zoo.data.scenes import COLOURS, INDISTINCT, SHAPES, Placed, Scene
 
 Pixels = NDArray[np.uint8]
 Rng = np.random.Generator
+Spoil = Callable[[Scene, Rng], Pixels]
 
 
 def two_coloured(scene: Scene, rng: Rng, size: int = 64) -> Pixels:
@@ -89,12 +94,63 @@ def _with(scene: Scene, extra: Placed, size: int) -> Pixels:
     return np.where(_around(extra, size, 0.02)[..., None], alone, render(scene, size))
 
 
-DEFECTS: dict[str, Callable[[Scene, Rng], Pixels]] = {
+DEFECTS: dict[str, Spoil] = {
     "half in another colour": two_coloured,
     "two melted into one": melted,
     "cut or fragmentary": cut,
     "stray extra": stray,
 }
+
+
+NEIGHBOURS = {
+    "red": ("orange",),
+    "orange": ("red", "yellow"),
+    "yellow": ("orange",),
+    "green": ("blue", "yellow"),
+    "blue": ("green", "purple"),
+    "purple": ("blue", "pink"),
+    "pink": ("purple", "orange"),
+}
+PATCH, BLEND = 0.25, 0.6  # how wide a patch of another hue is, as a share of its object; how much of it is that hue
+SMEAR, SMEAR_OVER = 2.5, 1.5  # pixels of 64 by which a smeared face is moved, and over which that changes
+
+
+def smeared(scene: Scene, rng: Rng, size: int = 64) -> Pixels:
+    """One face whose eyes and smile run into each other. Raises ValueError where there is no face."""
+    if not scene.face or not scene.objects:
+        raise ValueError("the scene has no face to smear")
+    thing = scene.objects[int(rng.integers(len(scene.objects)))]
+    picture, bare = render(scene, size), render(replace(scene, face=False), size)
+    face = (np.abs(picture.astype(np.int32) - bare).max(2) > 24) & _around(thing, size)
+    scale = size / 64
+    moves = [ndimage.gaussian_filter(rng.normal(0, 1, face.shape), SMEAR_OVER * scale) for _ in range(2)]
+    rows, columns = (
+        ticks + SMEAR * scale * move / move.std() for ticks, move in zip(np.indices(face.shape), moves, strict=True)
+    )
+    smear = [ndimage.map_coordinates(picture[..., c], (rows, columns), order=1, mode="nearest") for c in range(3)]
+    return np.where(ndimage.binary_dilation(face)[..., None], np.stack(smear, 2), picture)
+
+
+def patchy(scene: Scene, rng: Rng, size: int = 64) -> Pixels:
+    """One object with a soft patch of a neighbouring hue. Raises ValueError where all are black."""
+    hued = [index for index, thing in enumerate(scene.objects) if thing.colour in NEIGHBOURS]
+    if not hued:
+        raise ValueError("the scene has no object of a hue")
+    index = int(rng.choice(hued))
+    thing = scene.objects[index]
+    other = replace(thing, colour=str(rng.choice(NEIGHBOURS[thing.colour])))
+    before = render(scene, size).astype(np.float32)
+    changed = replace(scene, objects=(*scene.objects[:index], other, *scene.objects[index + 1 :]))
+    after = render(changed, size).astype(np.float32)
+    coloured = np.argwhere(np.abs(before - after).max(2) > 24)
+    row, column = coloured[int(rng.integers(len(coloured)))]
+    x, y = _grid(size)
+    away = np.hypot(x - (column + 0.5) / size, y - (row + 0.5) / size) / (PATCH * thing.extent)
+    share = BLEND * np.clip(1.5 - away, 0, 1)[..., None]
+    return (before + share * (after - before)).round().astype(np.uint8)
+
+
+BLEMISHES: dict[str, Spoil] = {"a smeared face": smeared, "a patch of another hue": patchy}
 
 
 def _recoloured(thing: Placed, background: str, rng: Rng) -> Placed:

@@ -19,6 +19,8 @@ SPOT = 1.5  # cells: a place in an object
 SHADES = np.array((1.0, 0.93, 0.86, 0.8))  # a blurred thin body is darker than its colour
 HAZE = 0.9  # cells: the blur whose share in a picture is fitted
 TINGE, LEAST_INSIDE = 1.5, 12  # cells: a patch of another hue is so wide; a body of fewer cells shows no hue
+MOSTLY, MOST, MOST_LINE = 0.6, 0.97, 0.9  # a cell of body; quantiles that leave single cells aside
+GRAYISH, FAINT_ACCENT = 40.0, 12.0  # RGB levels: black has no hue; of what is not body in a line drawing
 BEND, BEND_OVER, BENDS = 1.2, 2.5, 1  # pixels at most, smooth over so many cells
 STIFFNESS = 400.0
 # A little resistance keeps what the picture leaves undecided (a circle's turn) where it is.
@@ -38,9 +40,11 @@ class Fit:
     spot: float  # the same where it is worst, as a share of how much the object stands out there
     foreign: float  # share of the body that has another colour
     tinged: float  # how far a filled body strays from its one hue: RGB distance, shading left aside
+    patchy: float  # how far the body, filled or line, is of another hue where it is most: RGB levels
     x: float
     y: float
     extent: float
+    tilt: float  # degrees
     stretch: float  # how much wider than the prototype, as a factor
 
 
@@ -169,8 +173,15 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
     excess = _beyond(patch, model)
     if p.kinds[index].style == "sketch":
         foreign, tinged = _foreign_line(tint, name, patch, behind, body), 0.0
+        patchy = _patchy_line(tint, patch, behind, layers)
     else:
-        foreign, tinged = _foreign_fill(tint, name, patch - model, excess, body), _tinged(tint, excess, body)
+        deep = ndimage.minimum_filter(body, 3) > 0.5
+        off = np.where(deep[..., None], patch - model, excess)
+        foreign, tinged, patchy = (
+            _foreign_fill(tint, name, off, body),
+            _tinged(tint, excess, body),
+            _patchy(tint, off, body),
+        )
     beyond = (excess**2 + _beyond(model, patch) ** 2).sum(2)
     return Fit(
         kind=p.kinds[index],
@@ -181,9 +192,11 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
         spot=float(ndimage.gaussian_filter(beyond, SPOT).max()) * float(p.covered[index].sum()) / energy,
         foreign=foreign,
         tinged=tinged,
+        patchy=patchy,
         x=float(x / SIDE + p.centre[index, 0] * extent),
         y=float(y / SIDE + p.centre[index, 1] * extent),
         extent=extent,
+        tilt=float(p.tilt[index] + np.degrees(turn)),
         stretch=float(extents[0] / extents[1]),
     )
 
@@ -214,11 +227,10 @@ def _bent(layers: Array, model: Array, patch: Array, cell_x: float, cell_y: floa
     return layers
 
 
-def _foreign_fill(tint: Array, name: int, away: Array, excess: Array, body: Array) -> float:
+def _foreign_fill(tint: Array, name: int, off: Array, body: Array) -> float:
     """The share of a filled body whose pixels resemble another colour clearly more than the object's own."""
     inside = body > 0.5
-    deep = ndimage.minimum_filter(body, 3) > 0.5
-    off = np.where(deep[..., None], away, excess)[inside] / body[inside][:, None]
+    off = off[inside] / body[inside][:, None]
     hues = np.delete(RGB, name, 0)
     hues = np.concatenate([hues, 0.76 * hues])  # as they are, and as they are shaded
     others = np.linalg.norm(tint + off[:, None] - hues, axis=2).min(1)
@@ -235,6 +247,39 @@ def _tinged(tint: Array, excess: Array, body: Array) -> float:
     hue = tint / np.linalg.norm(tint)
     away = (off - (off @ hue)[..., None] * hue)[inside > 0]
     return float(np.sqrt((away**2).sum(1).mean()))
+
+
+def _patchy(tint: Array, off: Array, body: Array) -> float:
+    """How far a filled body is of another hue where it is most: an orange patch on a red ring.
+
+    Light, shade and highlights move a colour within the plane of itself and white; what counts is across that plane.
+    """
+    inside = np.where(body > MOSTLY, body, 0.0)
+    if (inside > 0).sum() < LEAST_INSIDE:
+        return 0.0
+    spread = ndimage.gaussian_filter(inside, TINGE)[..., None]
+    smooth = ndimage.gaussian_filter(off * inside[..., None], (TINGE, TINGE, 0)) / np.maximum(spread, 1e-3)
+    across = np.cross(tint, np.ones(3))
+    if np.ptp(tint) < GRAYISH:
+        away = np.linalg.norm(smooth - smooth.mean(2, keepdims=True), axis=2)
+    else:
+        away = np.abs(smooth @ (across / np.linalg.norm(across)))
+    return float(np.quantile(away[inside > 0], MOST))
+
+
+def _patchy_line(tint: Array, patch: Array, behind: Array, layers: Array) -> float:
+    """The same for a line drawing, its face left aside: how far a stretch of line is from the ray to its colour."""
+    body = layers[..., 3]
+    accents = np.linalg.norm(layers[..., :3] + body[..., None] * behind, axis=2) > FAINT_ACCENT
+    line = np.where(ndimage.binary_dilation(accents, iterations=2), 0.0, body / max(float(body.max()), 1e-6))
+    if not (line > 0.3).any():
+        return 0.0
+    ray = tint - behind
+    smooth = ndimage.gaussian_filter(patch * line[..., None], (TINGE, TINGE, 0))
+    share = smooth @ ray / (ray @ ray)
+    clear = share > 0.35 * np.quantile(share[line > 0.3], 0.8)
+    off = np.linalg.norm(smooth - share[..., None] * ray, axis=2)[clear] / share[clear]
+    return float(np.quantile(off, MOST_LINE)) if clear.any() else 0.0
 
 
 def _foreign_line(tint: Array, name: int, patch: Array, behind: Array, body: Array) -> float:

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, TypedDict, TypeVar
 from zoo.data.captions import Language
 from zoo.evaluate import confusion as confusions
 from zoo.evaluate.calibration import Report, calibrate
-from zoo.evaluate.checker import FACETS
+from zoo.evaluate.checker import FACETS, Verdict
 from zoo.evaluate.confusion import Confusion, confusion
 from zoo.evaluate.failures import failure_sheet, file_name
 from zoo.evaluate.intervals import of_mean, of_share
@@ -32,6 +32,7 @@ class Intervals(TypedDict):
     """The 95 % intervals [low, high] of the shares that `Scores` has under the same names."""
 
     overall: IntervalCell
+    clean: IntervalCell
     tasks: dict[str, IntervalCell]
     facets: dict[str, IntervalCell]
 
@@ -39,7 +40,8 @@ class Intervals(TypedDict):
 class Scores(TypedDict):
     """A cell is {"seen" | "held_out": {"en" | "zh": share of right pictures, None where none was asked for}}.
 
-    `overall` is the mean of the six tasks (of those that were asked for), style apart; `facets` the share right in each
+    `overall` is the mean of the six tasks (of those that were asked for), style apart, and `clean` the same mean of the
+    shares that are right and cleanly drawn too (`zoo.evaluate.checker.Verdict`); `facets` the share right in each
     facet, over the pictures it was judged in; `intervals` how far all these can be trusted (`zoo.evaluate.intervals`;
     those of facets are rather too wide: their pictures come from tasks in fixed numbers); `confusion` how often what
     was asked was seen as what, {facet: {asked: {seen: count}}} (`zoo.evaluate.confusion`).
@@ -47,6 +49,7 @@ class Scores(TypedDict):
 
     model: str
     overall: Cell
+    clean: Cell
     tasks: dict[str, Cell]
     checker: Report | None
     images: int
@@ -97,15 +100,17 @@ def evaluate(
     report = Scores(
         model=str(getattr(pipe, "name", type(pipe).__name__)),
         overall=_cells(counted, _mean),
+        clean=_cells(counted, partial(_mean, mark=_clean)),
         tasks={task: _cells(group, _share) for task, group in tasks.items()},
         checker=calibrate(calibration, seed) if calibration else None,
         images=len(judged),
         seconds=round(time.perf_counter() - started, 1),
-        facets={facet: _cells(judged, partial(_share, facet=facet)) for facet in facets},
+        facets={facet: _cells(judged, partial(_share, mark=_in(facet))) for facet in facets},
         intervals=Intervals(
             overall=_cells(counted, _mean_interval),
+            clean=_cells(counted, partial(_mean_interval, mark=_clean)),
             tasks={task: _cells(group, _interval) for task, group in tasks.items()},
-            facets={facet: _cells(judged, partial(_interval, facet=facet)) for facet in facets},
+            facets={facet: _cells(judged, partial(_interval, mark=_in(facet))) for facet in facets},
         ),
         confusion=confusion((j.case.scene, j.reading) for j in judged),
         heldout=heldout,
@@ -124,37 +129,53 @@ def _cells(judged: Sequence[Judged], value: Callable[[list[Judged]], T | None]) 
     return {split: {language: value(groups[split, language]) for language in LANGUAGES} for split in SPLITS}
 
 
-def _count(judged: Sequence[Judged], facet: str | None = None) -> tuple[int, int]:
-    """How many are right, in all that was said or in one facet, and of how many that was judged."""
-    marks = [j.verdict.ok if facet is None else j.verdict.facets.get(facet) for j in judged]
-    return sum(mark is True for mark in marks), sum(mark is not None for mark in marks)
+Mark: TypeAlias = Callable[[Verdict], bool | None]
+"""What is counted of a verdict: True is right, None was not judged."""
 
 
-def _share(judged: Sequence[Judged], facet: str | None = None) -> float | None:
-    right, n = _count(judged, facet)
+def _right(verdict: Verdict) -> bool:
+    return verdict.ok
+
+
+def _clean(verdict: Verdict) -> bool:
+    return verdict.clean
+
+
+def _in(facet: str) -> Mark:
+    return lambda verdict: verdict.facets.get(facet)
+
+
+def _count(judged: Sequence[Judged], mark: Mark = _right) -> tuple[int, int]:
+    """How many are right, and of how many that was judged."""
+    marks = [mark(j.verdict) for j in judged]
+    return sum(found is True for found in marks), sum(found is not None for found in marks)
+
+
+def _share(judged: Sequence[Judged], mark: Mark = _right) -> float | None:
+    right, n = _count(judged, mark)
     return round(right / n, 4) if n else None
 
 
-def _interval(judged: Sequence[Judged], facet: str | None = None) -> list[float] | None:
-    right, n = _count(judged, facet)
+def _interval(judged: Sequence[Judged], mark: Mark = _right) -> list[float] | None:
+    right, n = _count(judged, mark)
     return [round(end, 4) for end in of_share(right, n)] if n else None
 
 
-def _counts(judged: Sequence[Judged]) -> list[tuple[int, int]]:
+def _counts(judged: Sequence[Judged], mark: Mark) -> list[tuple[int, int]]:
     """(right, of how many) for each task."""
     tasks: dict[str, list[Judged]] = defaultdict(list)
     for j in judged:
         tasks[j.case.task].append(j)
-    return [_count(group) for group in tasks.values()]
+    return [_count(group, mark) for group in tasks.values()]
 
 
-def _mean(judged: Sequence[Judged]) -> float | None:
-    shares = [right / n for right, n in _counts(judged)]
+def _mean(judged: Sequence[Judged], mark: Mark = _right) -> float | None:
+    shares = [right / n for right, n in _counts(judged, mark)]
     return round(sum(shares) / len(shares), 4) if shares else None
 
 
-def _mean_interval(judged: Sequence[Judged]) -> list[float] | None:
-    return [round(end, 4) for end in of_mean(_counts(judged))] if judged else None
+def _mean_interval(judged: Sequence[Judged], mark: Mark = _right) -> list[float] | None:
+    return [round(end, 4) for end in of_mean(_counts(judged, mark))] if judged else None
 
 
 def write(judged: Sequence[Judged], report: Scores, folder: Path) -> None:
@@ -176,6 +197,7 @@ def write(judged: Sequence[Judged], report: Scores, folder: Path) -> None:
                 "ok": j.verdict.ok,
                 "facets": j.verdict.facets,
                 "reasons": j.verdict.reasons,
+                "blemishes": j.verdict.blemishes,
                 "seen": asdict(j.reading),
             }
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -203,6 +225,7 @@ def table(report: Scores) -> str:
         + "".join(f"{s.replace('_', '-') + ' ' + language:>15}" for s in SPLITS for language in LANGUAGES),
         *(row(task, cell, intervals["tasks"][task]) for task, cell in report["tasks"].items()),
         row("overall", report["overall"], intervals["overall"]),
+        row("and cleanly drawn", report["clean"], intervals["clean"]),
         "",
         f"{'facet':<12}{'not as asked':>12}  most frequent confusions (asked -> seen)",
         confusions.table(report["confusion"]),

@@ -17,10 +17,10 @@ COLUMNS = [(split, language) for split in SPLITS for language in ("en", "zh")]
 
 
 def compared(models: Sequence[ModelConfig]) -> str:
-    """A row a model, those that obey best first: overall scores, steps of every stage, seconds a picture, parameters of
-    all parts."""
+    """A row a model, those that obey best first: overall scores, that of pictures cleanly drawn too, steps of every
+    stage, seconds a picture, parameters of all parts."""
     titles = [f"{SPLITS[split]}, {language}" for split, language in COLUMNS]
-    head = ("", *titles, "steps", "seconds a picture", "M parameters")
+    head = ("", *titles, "cleanly drawn (seen, en)", "steps", "seconds a picture", "M parameters")
     return table(head, [_row(model) for model in sorted(models, key=_seen, reverse=True)])
 
 
@@ -42,12 +42,16 @@ def _seen(model: ModelConfig) -> float:
 def _row(model: ModelConfig) -> tuple[object, ...]:
     results: Any = model.results
     evaluated = results.get("evaluation", {})
-    right, within = evaluated.get("overall", {}), evaluated.get("intervals", {}).get("overall", {})
-    shares = [with_interval(right.get(part, {}).get(said), within.get(part, {}).get(said)) for part, said in COLUMNS]
+
+    def share(score: str, part: str, said: str) -> str:
+        cells = (held.get(score, {}).get(part, {}).get(said) for held in (evaluated, evaluated.get("intervals", {})))
+        return with_interval(*cells)
+
     parameters = results.get("parameters")
     return (
         f"[{model.name}](weights/{model.name}/README.md)",
-        *shares,
+        *(share("overall", part, said) for part, said in COLUMNS),
+        share("clean", "seen", "en"),
         " + ".join(map(str, [model.defaults.steps, *_steps(model.decoder)])),
         results.get("seconds_per_image"),
         None if parameters is None else round(sum(parameters.values()) / 1e6, 1),

@@ -49,6 +49,7 @@ class SwapRecipe(Table):
 
     steps: int
     batch: int = 48
+    scenes: int = 200000
     threads: int = 0
     out: Path = Path("runs") / "text-encoders"
     per_task: int = 25
@@ -63,7 +64,8 @@ def trained(recipe: SwapRecipe, generator: str, encoder: str) -> Path:
     out = recipe.out / f"{generator}-{encoder}".lower().replace(" ", "-")
     if not (out / "final").is_dir():
         changes = {"steps": recipe.steps, "batch": recipe.batch, "threads": recipe.threads, "out": out}
-        changes |= {"init": reader.init, "text_encoder": recipe.encoders[encoder]}
+        changes |= {"init": reader.init, "text_encoder": recipe.encoders[encoder], "data.scenes": recipe.scenes}
+        changes |= {"optimiser.warmup": recipe.steps // 10}  # of a budget far below the recipe's own
         said = [*(f"{key}={value}" for key, value in changes.items()), f"fresh={json.dumps(reader.fresh)}"]
         run(reader.recipe, [*said, f"sample_every={recipe.steps}"], device="cpu", resume=(out / "checkpoints").is_dir())
     return out / "final"
