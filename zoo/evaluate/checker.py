@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from math import exp
 from typing import TYPE_CHECKING, TypeAlias
@@ -31,8 +31,10 @@ SPOT = {"plain": 0.1, "cartoon": 0.1, "sketch": 0.12}
 FOREIGN = {"plain": 0.1, "cartoon": 0.1, "sketch": 0.25}
 PATCHY = {"plain": 10.0, "cartoon": 10.0, "sketch": 30.0}  # RGB levels of another hue; drawn ones stay below 6 and 22
 SMEARED = 0.88  # correlation of a face with a drawn one; drawn ones, however small, blurred or noisy, are above
+NO_FACE = 0.8  # the same where a face is asked for: below, there is none
 TINGED = 12.0  # RGB distance; drawn scenes, also blurred, noisy and wobbly ones, stay below 7
 STRETCH = exp(0.25)
+PATCHES, SMEAR = "patches of another hue", "a smeared face"
 BREAK = 4  # pixels at most between the pieces of one object
 CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2), (0.5, 4))  # where things that touch are cut: see `split`
 
@@ -41,8 +43,8 @@ CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2), (0.5, 4))  # where things that
 class Seen:
     """One object as the checker sees it; place and extent as in `zoo.data.scenes.Placed`.
 
-    `flaw` is what makes it no whole object, `blemish` what is badly drawn of one that is: a smeared face, a patch of a
-    neighbouring hue.
+    `flaw` is what makes it no whole object, `patchy` that it is of one yet has patches of a neighbouring hue, `likeness`
+    how alike its face is to a drawn one (see `zoo.evaluate.faces`; 1 without a face).
     """
 
     shape: str
@@ -53,7 +55,14 @@ class Seen:
     y: float
     extent: float
     flaw: str | None = None
-    blemish: str | None = None
+    patchy: bool = False
+    likeness: float = 1.0
+
+    @property
+    def blemishes(self) -> tuple[str, ...]:
+        """What is badly drawn of a whole object."""
+        patches = (PATCHES,) if self.patchy else ()
+        return (*patches, SMEAR) if self.likeness < SMEARED else patches
 
     @property
     def size(self) -> str:
@@ -98,8 +107,11 @@ def read(picture: NDArray[np.uint8] | Array | Tensor) -> Reading:
         best = fit(difference, background, blob, others, night=name == "night")[0]
         kind = best.kind
         flaw = _flaw(best)
-        blemish = None if flaw else _blemish(best, pixels, name or "gray")
-        return Seen(kind.shape, best.colour, kind.style, kind.face, best.x, best.y, best.extent, flaw, blemish)
+        seen = Seen(kind.shape, best.colour, kind.style, kind.face, best.x, best.y, best.extent, flaw)
+        if flaw:
+            return seen
+        alike = likeness_of_face(pixels, name or "gray", best) if kind.face else 1.0
+        return replace(seen, patchy=best.patchy > PATCHY[kind.style], likeness=alike)
 
     blobs = find_blobs(distance)
     found = [(blob, see(blob, _without(blobs, blob)) if blob.span >= LEAST_SPAN else None) for blob in blobs]
@@ -157,14 +169,6 @@ def _flaw(best: Fit) -> str | None:
     return None
 
 
-def _blemish(best: Fit, pixels: Array, background: str) -> str | None:
-    if best.patchy > PATCHY[best.kind.style]:
-        return "patches of another hue"
-    if best.kind.face and likeness_of_face(pixels, background, best) < SMEARED:
-        return "a smeared face"
-    return None
-
-
 def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: Description) -> Verdict:
     """Whether a picture (or what was read in it) is what a description says. What is left open there is not judged."""
     reading = picture if isinstance(picture, Reading) else read(picture)
@@ -198,12 +202,14 @@ def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: De
             )
         if description.face is not None:
             check("face", thing.face == description.face, f"{thing.shape} with{'' if thing.face else 'out'} a face")
+            if description.face:
+                check("face", thing.likeness >= NO_FACE, f"{thing.shape}: no face that one can recognise")
     if description.relation:
         right = len(pairs) == 2 and lies(pairs[0][1], pairs[1][1], description.relation)
         check("relation", right, f"the first object is not {description.relation} the second")
     if not found:
         check("shape", False, "nothing to be seen")
-    blemishes = tuple(f"{thing.shape}: {thing.blemish}" for thing in found if thing.blemish)
+    blemishes = tuple(f"{thing.shape}: {blemish}" for thing in found for blemish in thing.blemishes)
     return Verdict(all(facets.values()), facets, tuple(reasons), blemishes)
 
 
