@@ -150,7 +150,7 @@ def test_alignment_by_task(shelf: Path, tmp_path: Path) -> None:
     again = zoo.compare(["wide"], "a star", alignment=1, **QUICK)
     mine = [row for row in rows(table.alignment_csv(found)) if row["model"] == "wide"]
     assert mine == rows(table.alignment_csv(again))
-    assert {row["task"] for row in mine} >= {"overall", "counting", "style"}
+    assert {row["task"] for row in mine} >= {"overall", "cleanly drawn too", "counting", "style"}
     assert all(0 <= float(r["low"]) <= float(r["share"]) <= float(r["high"]) <= 1 for r in mine)
     overall = {(r["split"], r["language"]): r["share"] for r in mine if r["task"] == "overall"}
     assert float(rows(table.scores_csv(found))[0]["aligned_seen_en"]) == float(overall["seen", "en"])

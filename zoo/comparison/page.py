@@ -22,6 +22,7 @@ from zoo.comparison.table import (
     written,
 )
 from zoo.evaluate.run import LANGUAGES, SPLITS, Scores
+from zoo.evaluate.run import rows as rows_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -137,11 +138,11 @@ def _embedded(picture: Image.Image) -> str:
 
 def _alignment(name: str, scores: Scores) -> str:
     pairs = [(split, language) for split in SPLITS for language in LANGUAGES]
-    cells = {"overall": scores["overall"], **scores["tasks"]}
-    ends = {"overall": scores["intervals"]["overall"], **scores["intervals"]["tasks"]}
+    cells = rows_of(scores)
 
     def share(task: str, split: str, language: str) -> str:
-        found, interval = cells[task][split][language], ends[task][split][language]
+        shares, ends = cells[task]
+        found, interval = shares[split][language], ends[split][language]
         return "–" if found is None or interval is None else f"{found:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
 
     rows = [_row(task, [(share(task, split, language), "") for split, language in pairs]) for task in cells]

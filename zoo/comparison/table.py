@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from zoo.config import ROLES
+from zoo.evaluate.run import rows as rows_of
 from zoo.markdown import table as markdown_table
 
 if TYPE_CHECKING:
@@ -208,13 +209,11 @@ def alignment_csv(found: Comparison) -> str:
     for row in found.rows:
         if row.alignment is None:
             continue
-        cells = {"overall": row.alignment["overall"], **row.alignment["tasks"]}
-        ends = {"overall": row.alignment["intervals"]["overall"], **row.alignment["intervals"]["tasks"]}
-        for task, cell in cells.items():
+        for task, (cell, ends) in rows_of(row.alignment).items():
             for split, shares in cell.items():
                 for language, share in shares.items():
                     if share is not None:
-                        low, high = ends[task][split][language] or (None, None)
+                        low, high = ends[split][language] or (None, None)
                         rows.append((row.name, task, split, language, share, low, high))
     return _csv(("model", "task", "split", "language", "share", "low", "high"), rows)
 

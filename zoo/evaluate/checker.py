@@ -43,8 +43,8 @@ CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2), (0.5, 4))  # where things that
 class Seen:
     """One object as the checker sees it; place and extent as in `zoo.data.scenes.Placed`.
 
-    `flaw` is what makes it no whole object, `patchy` that it is of one yet has patches of a neighbouring hue, `likeness`
-    how alike its face is to a drawn one (see `zoo.evaluate.faces`; 1 without a face).
+    `flaw` is what makes it no whole object; `patchy` that one which is has patches of another hue; `likeness` how alike
+    its face is to a drawn one (`zoo.evaluate.faces`; 1 without a face).
     """
 
     shape: str

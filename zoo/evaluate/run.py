@@ -25,6 +25,7 @@ from zoo.evaluate.tasks import LANGUAGES, MEAN_OF, TASKS, cases, read_cases
 Cell: TypeAlias = "dict[str, dict[str, float | None]]"
 IntervalCell: TypeAlias = "dict[str, dict[str, list[float] | None]]"
 SPLITS = ("seen", "held_out")
+CLEAN = "cleanly drawn too"
 T = TypeVar("T")
 
 
@@ -178,6 +179,13 @@ def _mean_interval(judged: Sequence[Judged], mark: Mark = _right) -> list[float]
     return [round(end, 4) for end in of_mean(_counts(judged, mark))] if judged else None
 
 
+def rows(scores: Scores) -> dict[str, tuple[Cell, IntervalCell]]:
+    """The shares and intervals of a report by the names of its rows: overall, cleanly drawn too, and each task."""
+    ends = scores["intervals"]
+    found = {"overall": (scores["overall"], ends["overall"]), CLEAN: (scores["clean"], ends["clean"])}
+    return found | {task: (cell, ends["tasks"][task]) for task, cell in scores["tasks"].items()}
+
+
 def write(judged: Sequence[Judged], report: Scores, folder: Path) -> None:
     """Into a folder: report.json; the pictures as PNG, with a line of JSON each in verdicts.jsonl that tells what was
     asked, seen and judged; and the worst of the wrong ones on one sheet, failures.png (none where all are right)."""
@@ -218,14 +226,11 @@ def table(report: Scores) -> str:
         columns = [(split, language) for split in SPLITS for language in LANGUAGES]
         return f"{title:20}" + "".join(f"{_percent(cell[s][k], intervals[s][k]):>15}" for s, k in columns)
 
-    intervals = report["intervals"]
     lines = [
         f"{report['model']}: {report['images']} images, {report['seconds']:.0f} s, held-out half: {report['heldout']}",
         f"{'% (95 % interval)':20}"
         + "".join(f"{s.replace('_', '-') + ' ' + language:>15}" for s in SPLITS for language in LANGUAGES),
-        *(row(task, cell, intervals["tasks"][task]) for task, cell in report["tasks"].items()),
-        row("overall", report["overall"], intervals["overall"]),
-        row("and cleanly drawn", report["clean"], intervals["clean"]),
+        *(row(title, *cells) for title, cells in rows(report).items()),
         "",
         f"{'facet':<12}{'not as asked':>12}  most frequent confusions (asked -> seen)",
         confusions.table(report["confusion"]),
