@@ -124,7 +124,7 @@ def test_evaluate_calibrates_the_checker(run: Run) -> None:
     assert status == 0, err
     record = json.loads(out)
     assert record["scenes"] == 4
-    assert set(record) == {"scenes", "true", "changed", "defects"}
+    assert set(record) == {"scenes", "true", "clean", "changed", "defects", "blemishes"}
     status, out, err = run("evaluate", "--calibrate", "--scenes", "4")
     assert status == 0, err
     assert out.startswith("checker, 4 scenes")

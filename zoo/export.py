@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from zoo import hub, tensors
+from zoo.atomic import replacing
 from zoo.diffusion import published
 from zoo.diffusion.convention import SPACING
 from zoo.interface import Sampling
@@ -78,8 +78,8 @@ def to_diffusers(pipeline: Pipeline, folder: str | os.PathLike[str], dtype: torc
     scheduler = scheduler_config(config, pipeline.defaults)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: give a folder that is new or empty")
-    making = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as making:
         words = _write_text(making, pipeline.text_encoder, dtype)
         sides = [side // config.factor for side in config.resolution]
         size: object = sides[0] if sides[0] == sides[1] else sides
@@ -100,11 +100,6 @@ def to_diffusers(pipeline: Pipeline, folder: str | os.PathLike[str], dtype: torc
         told = {"_class_name": kind, "_diffusers_version": VERSION, **parts, "requires_safety_checker": False}
         _write_json(making / INDEX, told)
         (making / "README.md").write_text(_readme(pipeline, kind), "utf-8")
-        if target.is_dir():
-            target.rmdir()
-        os.replace(making, target)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     return target
 
 

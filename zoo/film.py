@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from zoo.atomic import replacing
 from zoo.call.abilities import Staged
 from zoo.diffusion.noise import ImageNoise
 from zoo.interface import Observer, Representation, Step
@@ -87,13 +88,9 @@ class Film:
         side = _enlarged([frame.clean for frame, _ in shown if frame.clean is not None])
         first, *others = [_panel(frame, title, side) for frame, title in shown]
         each = max(SHORTEST, min(LONGEST, LENGTH // len(shown))) // 10 * 10  # GIF counts in hundredths of a second
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            duration = [*[each] * len(others), LAST]
+        duration = [*[each] * len(others), LAST]
+        with replacing(target) as temporary:
             first.save(temporary, format="GIF", save_all=True, append_images=others, duration=duration, loop=0)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from zoo.atomic import replacing
 from zoo.sheet import contact_sheet
 
 SettingsT = Mapping[str, object]
@@ -90,12 +91,8 @@ def _write(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
     for key, value in facts.items():
         info.add_itxt(key, str(value))
     info.add_itxt("Software", "zoo")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def mark_of(**tensors: Tensor | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zoo.atomic import replacing
 from zoo.finite import broken, later
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -175,16 +175,12 @@ def write(
             raise ValueError(f"{name} holds NaN or infinity as {stored.dtype}: not writing {path}")
         plain[name] = stored.clone(memory_format=torch.contiguous_format)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # who may read new files here; safetensors makes its own for the owner alone
         save_file(plain, temporary, metadata=dict(metadata or {"format": "pt"}))
         temporary.chmod(mode)
         _settle(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _settle(path: Path) -> None:

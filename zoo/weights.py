@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, cast, runtime_checkable
@@ -22,6 +21,7 @@ from pydantic import JsonValue, ValidationError
 
 from zoo import model_card, published, tensors
 from zoo.adapt.adapters import fold
+from zoo.atomic import replacing
 from zoo.config import FILE, Defaults, ModelConfig, PartConfig
 from zoo.finite import later
 from zoo.interface import Decoder, Generator, TextEncoder
@@ -202,12 +202,11 @@ def save_model(
 
 
 def write_config(folder: Path, config: ModelConfig) -> None:
-    """Write `config.json` and the model card rendered from it, each through a temporary file."""
+    """Write `config.json` and the model card rendered from it."""
     said = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
     for name, text in (("README.md", model_card.render(config)), (FILE, said + "\n")):
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, folder / name)
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, "utf-8")
 
 
 def _class(kind: str) -> type[Storable]:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zoo.atomic import replacing
 from zoo.train import cache
 from zoo.train.cache import SceneData, filled, filled_together, picked, scenes
-from zoo.train.checkpoint import replacing
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo import atomic
 from zoo.train import TrainingError, checkpoint
 from zoo.train.loop import train
 from zoo.train.recipe import Recipe
@@ -209,7 +210,7 @@ def test_an_export_is_not_lost_between_the_two_renames_that_replace_it(
         train(TinyTask, recipe(more, init=final, steps=1), device="cpu")
         assert (more / "final").is_dir()
     else:
-        with pytest.raises(OSError, match="full"), checkpoint.replacing(final):
+        with pytest.raises(OSError, match="full"), atomic.replacing(final):
             raise OSError("the disk is full")
     assert same(final / "model.safetensors", kept)
     assert not list(out.glob(".*.old.*.tmp"))
@@ -218,10 +219,10 @@ def test_an_export_is_not_lost_between_the_two_renames_that_replace_it(
 def test_a_folder_that_a_living_process_replaces_is_left_to_it(tmp_path: Path) -> None:
     aside = tmp_path / f".final.old.{os.getppid()}.tmp"
     aside.mkdir()
-    checkpoint.restore(tmp_path / "final")
+    atomic.restore(tmp_path / "final")
     assert aside.exists()
     aside.rename(tmp_path / ".final.old.999999999.tmp")
-    checkpoint.restore(tmp_path / "final")
+    atomic.restore(tmp_path / "final")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 

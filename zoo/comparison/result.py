@@ -10,6 +10,7 @@ from statistics import median
 
 from PIL import Image
 
+from zoo.atomic import replacing
 from zoo.config import Role
 from zoo.evaluate.run import Scores
 from zoo.sheet import grid_sheet
@@ -89,7 +90,9 @@ class Comparison:
         if any(row.alignment for row in self.rows):
             texts[ALIGNMENT] = table.alignment_csv(self)
         texts |= {TABLE: table.markdown(self), PAGE: page.render(self)}
-        self.grid().save(target / GRID)
+        with replacing(target / GRID) as temporary:
+            self.grid().save(temporary, format="PNG")
         for name, text in texts.items():
-            (target / name).write_text(text, "utf-8")
+            with replacing(target / name) as temporary:
+                temporary.write_text(text, "utf-8")
         return [target / GRID, *(target / name for name in texts)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from zoo.adapt.files import WORD
+from zoo.atomic import replacing
 from zoo.data.subjects import P7_CLASS
 from zoo.evaluate.judged import Pipe
 from zoo.evaluate.personalisation import COLUMNS, Contestant, Measures, Sizes, measure, relative, strip
@@ -24,7 +25,6 @@ from zoo.pipeline import Pipeline
 from zoo.tensors import sha256
 from zoo.train import marked
 from zoo.train.cache import fingerprint
-from zoo.train.checkpoint import replacing
 from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY
 from zoo.train.methods import BASE, goes_with, weights_of

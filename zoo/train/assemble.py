@@ -13,9 +13,9 @@ from pydantic import JsonValue
 from zoo import config as configs
 from zoo import tensors, weights
 from zoo.adapt.files import LORA
+from zoo.atomic import replacing
 from zoo.clip import Clip
 from zoo.config import AdapterConfig, ModelConfig, PartConfig, Role
-from zoo.train.checkpoint import replacing
 from zoo.train.loop import STORY, cost
 from zoo.train.model_recipe import WORDS, ShipRecipe, Source
 

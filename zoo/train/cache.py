@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
 
+from zoo.atomic import replacing
 from zoo.data.draw import render
 from zoo.data.scenes import Scene, random_scene
-from zoo.train.checkpoint import replacing
 from zoo.train.recipe import Table
 
 Array: TypeAlias = NDArray[Any]

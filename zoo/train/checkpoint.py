@@ -7,10 +7,7 @@ is not in it: the batch and the noise of a step depend on (seed, step) alone.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zoo.atomic import replacing
 from zoo.train import TrainingError
 from zoo.train.optimise import Ema
 
@@ -100,67 +98,6 @@ def resume(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Opti
     if paths:
         raise TrainingError(f"none of the checkpoints in {folder} can be read: remove them to begin again")
     return None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, file or folder, that takes its place only when the block ends well.
-
-    Written data reach the disk before the rename does, so a power cut leaves it whole or not there, never half. (A
-    folder that was there before is moved aside for the moment between two renames; if the process dies in that moment,
-    `restore`, which the next call begins with, brings it back.)
-    """
-    restore(path)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        if not _alive(int(left.name.split(".")[-2])):
-            _remove(left)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        for written in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
-            if written.is_file():
-                _sync(written)
-        aside = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
-        if temporary.is_dir() and path.exists():
-            os.replace(path, aside)
-        os.replace(temporary, path)
-        _sync(path.parent)
-        _remove(aside)
-    finally:
-        _remove(temporary)
-
-
-def restore(path: Path) -> None:
-    """Bring back a folder that a process had moved aside to replace it, and died (`replacing`); else do nothing."""
-    if path.exists():
-        return
-    for aside in path.parent.glob(f".{path.name}.old.*.tmp"):
-        if not _alive(int(aside.name.split(".")[-2])):
-            with suppress(OSError):  # another process was faster
-                os.replace(aside, path)
-
-
-def _alive(process: int) -> bool:
-    """Whether a process may still be writing what it left."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return process != os.getpid()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

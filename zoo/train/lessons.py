@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from zoo.atomic import replacing
 from zoo.evaluate.lessons import LESSONS, score
 from zoo.markdown import table as rows_of
 from zoo.pipeline import Pipeline
@@ -24,7 +25,6 @@ from zoo.tensors import read, sha256
 from zoo.train import marked
 from zoo.train.adapters import attach, files_of, opened, story_of
 from zoo.train.cache import fingerprint
-from zoo.train.checkpoint import replacing
 from zoo.train.command import mistakes_told
 from zoo.train.methods import weights_of
 

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from zoo.atomic import replacing, restore
 from zoo.diffusion import draws
 from zoo.train import Summary, TrainingError, checkpoint, optimise
 from zoo.train.checkpoint import State
@@ -55,7 +56,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
         )
     named = [value for _, value in recipe if isinstance(value, Path)]  # what it starts from and stands between
     for folder in (recipe.folder / "final", *named):
-        checkpoint.restore(folder)
+        restore(folder)
     task = kind(recipe, place)
     torch.manual_seed(recipe.seed)
     model = task.build()
@@ -239,7 +240,7 @@ def _inspect(accelerator: Accelerator, task: Task[Recipe], ema: Ema, log: Log, s
 def _export(task: Task[Recipe], ema: Ema, recipe: Recipe, summary: Summary) -> None:
     """The finished part, and how it came to be, in place of any older export."""
     summary.folder.parent.mkdir(parents=True, exist_ok=True)
-    with checkpoint.replacing(summary.folder) as folder:
+    with replacing(summary.folder) as folder:
         folder.mkdir()
         task.export(ema.model.cpu().to(memory_format=torch.contiguous_format), folder)
         story = asdict(summary) | {"folder": None, "before": _before(recipe), "recipe": recipe.model_dump(mode="json")}

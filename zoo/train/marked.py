@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.train.checkpoint import replacing
+from zoo.atomic import replacing
 
 
 def filled(text: str, begin: str, end: str, table: str) -> str:

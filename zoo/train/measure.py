@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoo import config as configs
 from zoo import cost, weights
+from zoo.atomic import replacing
 from zoo.clip import Clip
 from zoo.dalle2.decoder import UnclipDecoder
 from zoo.diffusion.noise import ImageNoise
@@ -35,7 +36,6 @@ from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.stable_diffusion.vae import VAE
 from zoo.text.clip import ClipTextEncoder
 from zoo.train import results, unclip_measures
-from zoo.train.checkpoint import replacing
 from zoo.train.gates import judged, report, text_gate
 from zoo.train.recipe import Table
 

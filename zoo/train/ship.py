@@ -17,10 +17,10 @@ from zoo import config as configs
 from zoo import tensors, weights
 from zoo.adapt.files import LORA
 from zoo.adapt.formats import locate
+from zoo.atomic import replacing
 from zoo.config import AdapterConfig
 from zoo.loading import load
 from zoo.train.assemble import assemble, share, tell_sharers
-from zoo.train.checkpoint import replacing
 from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY, cost
 from zoo.train.measure import MEASUREMENTS, measure

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 import torch
 
 from zoo import weights
+from zoo.atomic import replacing
 from zoo.config import PartConfig
 from zoo.interface import Generator
 from zoo.loading import load
@@ -25,7 +26,6 @@ from zoo.markdown import table as rows_of
 from zoo.model_card import SPLITS
 from zoo.pipeline import Pipeline
 from zoo.train import marked, run
-from zoo.train.checkpoint import replacing
 from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY
 from zoo.train.recipe import Table, read_toml, validate
