@@ -28,6 +28,20 @@ def test_scores_are_followed_by_their_intervals() -> None:
     assert any("In brackets: the 95 % interval." in line for line in lines)
 
 
+def test_what_is_cleanly_drawn_has_a_row_and_a_word_on_the_checker() -> None:
+    cell, ends = ({"seen": both[0], "held_out": both[1]} for both in (ROWS, ENDS))
+    intervals = {"overall": ends, "clean": ends, "tasks": {"counting": ends}, "facets": {}}
+    said = {"clean": 1.0}
+    checker = {"scenes": 8, "true": said, "changed": {"clean": {"all": 0.0}}, "defects": {"clean": {"cut": 1.0}}}
+    without = card(intervals=intervals, checker=checker)
+    assert not any("cleanly drawn" in line.lower() for line in without)
+    lines = card(
+        intervals=intervals, clean=cell, checker=checker | {"clean": said, "blemishes": {"clean": {"smear": 0.875}}}
+    )
+    assert "| overall, cleanly drawn too | 0.5 (0.09–0.91) | 1 (0.34–1.00) | 0.25 (0.05–0.70) | – |" in lines
+    assert any("100 % are clean to it, and 87.5 % of each kind" in line for line in lines)
+
+
 def test_edits_have_a_curve_over_strengths_and_inpainting_beside_it() -> None:
     one, two = {"changed": 0.25, "kept": 1.0, "both": 0.125}, {"changed": 1.0, "kept": 0.5, "both": 0.375}
     painted = {"changed": 0.75, "kept": 0.875, "both": 0.625, "outside": 0.0, "seam": 2.5}

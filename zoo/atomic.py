@@ -3,59 +3,80 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+
+_turns = count()
+_writing: set[Path] = set()  # what this process has not finished yet
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`, file or folder, that takes its place only when the block ends well.
 
-    Written data reach the disk before the rename does, so a power cut leaves it whole or not there, never half. (A
+    Durable ones reach the disk before the rename does, so a power cut leaves them whole or not there, never half. (A
     folder that was there before is moved aside for the moment between two renames; if the process dies in that moment,
-    `restore`, which the next call begins with, brings it back.)
+    `restore`, which the next call begins with, brings it back.) Threads and processes do not get into each other's way;
+    of those that write one path, the last wins.
     """
     restore(path)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        if not _alive(int(left.name.split(".")[-2])):
-            _remove(left)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left in _left(path, ""):
+        _remove(left)
+    mark = f"{os.getpid()}-{next(_turns)}"
+    temporary, aside = (path.with_name(f".{path.name}.{kind}{mark}.tmp") for kind in ("", "old."))
+    _writing.update((temporary, aside))
     try:
         yield temporary
-        for written in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
-            if written.is_file():
-                _sync(written)
-        aside = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
+        if durable:
+            for written in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
+                if written.is_file():
+                    _sync(written)
         if temporary.is_dir() and path.exists():
             os.replace(path, aside)
         os.replace(temporary, path)
-        _sync(path.parent)
+        if durable:
+            with suppress(OSError):  # not every system opens folders
+                _sync(path.parent)
         _remove(aside)
     finally:
         _remove(temporary)
+        _writing.difference_update((temporary, aside))
 
 
 def restore(path: Path) -> None:
     """Bring back a folder that a process had moved aside to replace it, and died (`replacing`); else do nothing."""
-    if path.exists():
-        return
-    for aside in path.parent.glob(f".{path.name}.old.*.tmp"):
-        if not _alive(int(aside.name.split(".")[-2])):
+    if not path.exists():
+        for aside in _left(path, "old."):
             with suppress(OSError):  # another process was faster
                 os.replace(aside, path)
 
 
-def _alive(process: int) -> bool:
-    """Whether a process may still be writing what it left."""
+def _left(path: Path, kind: str) -> list[Path]:
+    """What writers of `path` that are gone left beside it: unfinished, or (`kind` "old.") moved aside."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(kind)}(\d+)-\d+\.tmp")
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    told = ((found, name.fullmatch(found.name)) for found in beside)
+    return [found for found, match in told if match and not _alive(int(match[1]), found)]
+
+
+def _alive(process: int, path: Path) -> bool:
+    """Whether a process may still be writing a path."""
+    if process == os.getpid():
+        return path in _writing
+    if sys.platform == "win32":  # where asking would end it
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except OSError:
         return True
-    return process != os.getpid()
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -67,4 +88,4 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

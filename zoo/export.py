@@ -100,6 +100,8 @@ def to_diffusers(pipeline: Pipeline, folder: str | os.PathLike[str], dtype: torc
         told = {"_class_name": kind, "_diffusers_version": VERSION, **parts, "requires_safety_checker": False}
         _write_json(making / INDEX, told)
         (making / "README.md").write_text(_readme(pipeline, kind), "utf-8")
+        if target.is_dir():
+            target.rmdir()  # fails if somebody has put something there meanwhile
     return target
 
 

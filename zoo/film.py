@@ -89,7 +89,7 @@ class Film:
         first, *others = [_panel(frame, title, side) for frame, title in shown]
         each = max(SHORTEST, min(LONGEST, LENGTH // len(shown))) // 10 * 10  # GIF counts in hundredths of a second
         duration = [*[each] * len(others), LAST]
-        with replacing(target) as temporary:
+        with replacing(target, durable=False) as temporary:
             first.save(temporary, format="GIF", save_all=True, append_images=others, duration=duration, loop=0)
         return target
 

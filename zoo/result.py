@@ -91,7 +91,7 @@ def _write(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
     for key, value in facts.items():
         info.add_itxt(key, str(value))
     info.add_itxt("Software", "zoo")
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 

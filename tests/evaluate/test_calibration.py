@@ -68,3 +68,17 @@ def test_each_change_changes_one_facet() -> None:
             for a, b in zip(said.items, other.items, strict=True):
                 differing |= {k for k in ("shape", "colour", "size") if getattr(a, k) != getattr(b, k)}
             assert differing == {facet}
+
+
+def test_every_figure_must_be_as_good_as_asked() -> None:
+    good = calibrate(1, conditions=("clean",)) | {"true": {"clean": 1.0}, "clean": {"clean": 1.0}}
+    good |= {
+        "changed": {"clean": {"all": 0.0}},
+        "defects": {"clean": {"cut": 1.0}},
+        "blemishes": {"clean": {"smear": 1.0}},
+    }
+    assert holds(good)
+    for part, bad in (("true", 0.98), ("clean", 0.98)):
+        assert not holds(good | {part: {"clean": bad}})
+    for part, bad in (("changed", 0.02), ("defects", 0.94), ("blemishes", 0.79)):
+        assert not holds(good | {part: {"clean": {"any": bad}}})

@@ -10,7 +10,7 @@ import torch
 
 from zoo.data.draw import render
 from zoo.data.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Description, Item, Placed, Scene
-from zoo.evaluate.checker import judge, read
+from zoo.evaluate.checker import NO_FACE, SMEARED, judge, read
 from zoo.evaluate.defects import BLEMISHES
 from zoo.evaluate.foreground import as_pixels
 
@@ -168,3 +168,27 @@ def test_a_badly_drawn_picture_may_be_right_but_is_not_clean(style: str, kind: s
 
 def test_a_wrong_picture_is_not_clean() -> None:
     assert not judge(render(CAR_AND_TREE), replace(CAR_AND_TREE.describe(), relation="right of")).clean
+
+
+@pytest.mark.parametrize("shape", ["circle", "car", "moon"])
+def test_a_face_that_is_asked_for_must_be_one(shape: str) -> None:
+    scene = Scene((Placed(shape, "red", 0.5, 0.5, 0.62),), "gray", "plain", True)
+    asked, open_ = scene.describe(), replace(scene.describe(), face=None)
+    smeared = [BLEMISHES["a smeared face"](scene, np.random.default_rng(seed)) for seed in range(12)]
+    lost = [read(picture) for picture in smeared if read(picture).objects[0].face_likeness < NO_FACE]
+    assert lost
+    for reading in lost:
+        assert not judge(reading, asked).facets["face"]
+        assert "face" not in judge(reading, open_).facets
+
+
+def test_likeness_falls_as_a_face_is_smeared_and_not_as_it_moves() -> None:
+    scene = Scene((Placed("circle", "blue", 0.5, 0.5, 0.62),), "cream", "cartoon", True)
+    picture = render(scene)
+    moved = np.roll(picture, (1, 1), (0, 1))
+    assert read(picture).objects[0].face_likeness > 0.98
+    assert read(moved).objects[0].face_likeness > 0.95
+    wiped = np.where(
+        np.abs(picture.astype(int) - render(replace(scene, face=False))).max(2, keepdims=True) > 24, 90, picture
+    )
+    assert all(thing.face_likeness < SMEARED for thing in read(wiped.astype(np.uint8)).objects if thing.face)

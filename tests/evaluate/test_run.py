@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from zoo.data.draw import render
 from zoo.data.scenes import COLOURS, Description, Placed, Scene, random_scene
+from zoo.evaluate.defects import BLEMISHES
 from zoo.evaluate.distances import psnr, reconstruction_psnr
 from zoo.evaluate.eye import agreement
 from zoo.evaluate.intervals import of_mean, of_share
@@ -54,9 +56,9 @@ class Pictures:
 
 
 class FakePipe:
-    """Calls `scene(seed)` for each picture and draws it."""
+    """Calls `scene(seed)` for each picture and draws it, unless it is one."""
 
-    def __init__(self, scene: Callable[[int], Scene], name: str = "fake") -> None:
+    def __init__(self, scene: Callable[[int], Scene | NDArray[np.uint8]], name: str = "fake") -> None:
         self.scene, self.name, self.calls = scene, name, 0
 
     def __call__(
@@ -65,7 +67,8 @@ class FakePipe:
         assert n == 1
         assert len(prompts) == len(seed)
         self.calls += 1
-        pictures = np.stack([render(self.scene(s)) for s in seed])
+        made = [self.scene(s) for s in seed]
+        pictures = np.stack([render(one) if isinstance(one, Scene) else one for one in made])
         return Pictures(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
 
 
@@ -152,6 +155,32 @@ def test_a_pipe_that_takes_one_colour_for_another_is_found_out(tmp_path: Path) -
     assert not (tmp_path / "failures.png").exists(), "the sheet of an earlier evaluation"
 
 
+def test_smeared_faces_are_right_and_not_clean(tmp_path: Path) -> None:
+    wanted = {c.seed: c.scene for c in cases(2, 0, "dev")}
+
+    def blemished(seed: int) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(seed)
+        scene = drawn(wanted[seed], rng)
+        red = [replace(thing, colour="red") for thing in scene.objects]
+        plain = replace(scene, objects=tuple(red), face=True, style="plain", background="white")
+        return BLEMISHES["a smeared face"](plain, rng)
+
+    scenes = {"single object": 0, "counting": 2}  # of these no colour is said: what is right stays so
+    file = tmp_path / "mine.jsonl"
+    rows = [
+        {"prompt": "x", "scene": c.scene.to_dict(), "task": "mine", "seed": c.seed}
+        for c in cases(2, 0, "dev", ("en",))
+        if c.task in scenes and c.split == "seen" and not any(item.colour for item in c.scene.items)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = evaluate(FakePipe(blemished), prompts=file, calibration=0, save=tmp_path / "kept", progress=False)
+    assert report["clean"]["seen"]["en"] == 0.0 < report["overall"]["seen"]["en"]
+    assert report["intervals"]["clean"]["seen"]["en"] != report["intervals"]["overall"]["seen"]["en"]
+    kept = [json.loads(line) for line in (tmp_path / "kept" / "verdicts.jsonl").read_text("utf-8").splitlines()]
+    assert any(row["ok"] and row["blemishes"][0].endswith(": a smeared face") for row in kept)
+    assert "cleanly drawn too" in table(report)
+
+
 def test_a_pipe_that_draws_anything_scores_low() -> None:
     report = evaluate(FakePipe(any_scene), per_task=6, calibration=0, progress=False, heldout="dev")
     assert report["checker"] is None
@@ -198,6 +227,11 @@ def test_the_eye_and_the_checker(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text('file,label,scene\n1.png,maybe,"{""items"": [{""shape"": ""car""}]}"\n')
     with pytest.raises(ValueError, match="label 1"):
         agreement(tmp_path)
+    for file, clean, wrong in (("1.png", "perhaps", "perhaps"), ("3.png", "yes", "No such file")):
+        (tmp_path / "labels.csv").write_text(f'file,label,clean,scene\n{file},yes,{clean},"{{""items"": []}}"\n')
+        with pytest.raises(ValueError, match="label 1") as error:
+            agreement(tmp_path)
+        assert "items" in str(error.value) or wrong in str(error.value)
 
 
 def test_the_checker_agrees_with_the_eye_on_generated_pictures() -> None:

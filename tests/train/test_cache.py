@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.atomic import replacing
 from zoo.train import cache
 from zoo.train.cache import SceneData, filled, filled_together, picked, scenes
 
@@ -62,16 +61,6 @@ def test_an_interrupted_cache_leaves_nothing(tmp_path: Path) -> None:
     again = filled(folder, (4, 3), broken(), what="test")
     assert again.dtype == np.float16
     assert (again == made).all()
-
-
-def test_a_folder_takes_the_place_of_another_and_leaves_nothing_else(tmp_path: Path) -> None:
-    for said in ("old", "new"):
-        with replacing(tmp_path / "made") as temporary:
-            temporary.mkdir()
-            (temporary / said).write_text(said)
-            assert (tmp_path / "made").is_dir() == (said == "new"), "the old one is there until the new one is whole"
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["new"]
 
 
 def test_rows_come_in_the_order_asked_for() -> None:

@@ -216,16 +216,6 @@ def test_an_export_is_not_lost_between_the_two_renames_that_replace_it(
     assert not list(out.glob(".*.old.*.tmp"))
 
 
-def test_a_folder_that_a_living_process_replaces_is_left_to_it(tmp_path: Path) -> None:
-    aside = tmp_path / f".final.old.{os.getppid()}.tmp"
-    aside.mkdir()
-    atomic.restore(tmp_path / "final")
-    assert aside.exists()
-    aside.rename(tmp_path / ".final.old.999999999.tmp")
-    atomic.restore(tmp_path / "final")
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
-
-
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(TinyTask, recipe(tmp_path, signal_step=9), device="cpu")
     newest, _older = checkpoint.found(tmp_path / "checkpoints")

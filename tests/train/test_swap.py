@@ -42,6 +42,7 @@ def recipe(home: Path, same_cache: None, tmp_path: Path, monkeypatch: pytest.Mon
     said = {
         "steps": 2,
         "batch": 2,
+        "scenes": 8,
         "threads": 1,
         "out": tmp_path / "pairs",
         "per_task": 1,
@@ -72,6 +73,10 @@ def test_every_pair_is_trained_scored_and_told(recipe: swap.SwapRecipe, tmp_path
         moved = [float((after[name].float() - tensor.float()).abs().max()) for after in weights]
         read = ".cross_attention.to_k." in name or ".cross_attention.to_v." in name
         assert all(far > 0.05 if read else far < 0.05 for far in moved), name  # learnt anew, or trained two steps more
+    for folder in folders:
+        ran = json.loads((folder / "training.json").read_text("utf-8"))["recipe"]
+        assert (ran["data"]["scenes"], ran["optimiser"]["warmup"]) == (8, 0)
+    assert found["pairs"][0].keys() >= {"overall", "clean", "tasks", "intervals"}
     table = swap.table(found)
     assert table.count("| Latent |") == 2
     assert "| Other |" in table

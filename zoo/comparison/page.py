@@ -21,8 +21,7 @@ from zoo.comparison.table import (
     title,
     written,
 )
-from zoo.evaluate.run import LANGUAGES, SPLITS, Scores
-from zoo.evaluate.run import rows as rows_of
+from zoo.evaluate.run import LANGUAGES, SPLITS, Cell, IntervalCell, Scores, score_rows
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -138,13 +137,11 @@ def _embedded(picture: Image.Image) -> str:
 
 def _alignment(name: str, scores: Scores) -> str:
     pairs = [(split, language) for split in SPLITS for language in LANGUAGES]
-    cells = rows_of(scores)
 
-    def share(task: str, split: str, language: str) -> str:
-        shares, ends = cells[task]
-        found, interval = shares[split][language], ends[split][language]
+    def share(cell: Cell, ends: IntervalCell, split: str, language: str) -> str:
+        found, interval = cell[split][language], ends[split][language]
         return "–" if found is None or interval is None else f"{found:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
 
-    rows = [_row(task, [(share(task, split, language), "") for split, language in pairs]) for task in cells]
+    rows = [_row(task, [(share(cell, ends, *pair), "") for pair in pairs]) for task, cell, ends in score_rows(scores)]
     head = ["task", *(f"{split.replace('_', '-')}, {language}" for split, language in pairs)]
     return f"<h2>Alignment of {escape(name)}</h2>{_table(head, rows)}"

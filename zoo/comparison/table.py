@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from zoo.config import ROLES
-from zoo.evaluate.run import rows as rows_of
+from zoo.evaluate.run import score_rows
 from zoo.markdown import table as markdown_table
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def alignment_csv(found: Comparison) -> str:
     for row in found.rows:
         if row.alignment is None:
             continue
-        for task, (cell, ends) in rows_of(row.alignment).items():
+        for task, cell, ends in score_rows(row.alignment):
             for split, shares in cell.items():
                 for language, share in shares.items():
                     if share is not None:

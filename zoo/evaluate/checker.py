@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.scenes import Description, Item
-from zoo.evaluate.faces import likeness as likeness_of_face
+from zoo.evaluate import faces
 from zoo.evaluate.fit import Fit, fit
 from zoo.evaluate.foreground import Array, Blob, as_pixels, distance_from, find_background, find_blobs, split
 
@@ -29,9 +29,9 @@ ERROR = {"plain": 0.05, "cartoon": 0.065, "sketch": 0.17}  # unexplained share o
 LOOSE = {"plain": 0.014, "cartoon": 0.016, "sketch": 0.037}
 SPOT = {"plain": 0.1, "cartoon": 0.1, "sketch": 0.12}
 FOREIGN = {"plain": 0.1, "cartoon": 0.1, "sketch": 0.25}
-PATCHY = {"plain": 10.0, "cartoon": 10.0, "sketch": 30.0}  # RGB levels of another hue; drawn ones stay below 6 and 22
-SMEARED = 0.88  # correlation of a face with a drawn one; drawn ones, however small, blurred or noisy, are above
-NO_FACE = 0.8  # the same where a face is asked for: below, there is none
+OFF_HUE = {"plain": 10.0, "cartoon": 10.0, "sketch": 30.0}  # RGB levels; drawn ones stay below 6, sketches below 22
+SMEARED = 0.88  # correlation of a face with a drawn one; drawn ones are above, but for 1 in 100 wobbly ones
+NO_FACE = 0.8  # the same, below which it does not do as a face that is asked for
 TINGED = 12.0  # RGB distance; drawn scenes, also blurred, noisy and wobbly ones, stay below 7
 STRETCH = exp(0.25)
 PATCHES, SMEAR = "patches of another hue", "a smeared face"
@@ -43,8 +43,8 @@ CUTS = ((0.25, 0), (0.4, 0), (0.55, 0), (0.5, 2), (0.5, 4))  # where things that
 class Seen:
     """One object as the checker sees it; place and extent as in `zoo.data.scenes.Placed`.
 
-    `flaw` is what makes it no whole object; `patchy` that one which is has patches of another hue; `likeness` how alike
-    its face is to a drawn one (`zoo.evaluate.faces`; 1 without a face).
+    `flaw` is what makes it no whole object. Of whole ones, `has_patches` says whether there are patches of another hue,
+    and `face_likeness` how alike the face is to a drawn one (`zoo.evaluate.faces`; 1 without a face).
     """
 
     shape: str
@@ -55,14 +55,14 @@ class Seen:
     y: float
     extent: float
     flaw: str | None = None
-    patchy: bool = False
-    likeness: float = 1.0
+    has_patches: bool = False
+    face_likeness: float = 1.0
 
     @property
     def blemishes(self) -> tuple[str, ...]:
         """What is badly drawn of a whole object."""
-        patches = (PATCHES,) if self.patchy else ()
-        return (*patches, SMEAR) if self.likeness < SMEARED else patches
+        patches = (PATCHES,) if self.has_patches else ()
+        return (*patches, SMEAR) if self.face_likeness < SMEARED else patches
 
     @property
     def size(self) -> str:
@@ -97,7 +97,7 @@ class Verdict:
 
 
 def read(picture: NDArray[np.uint8] | Array | Tensor) -> Reading:
-    """What a picture shows (shapes and ranges as `as_pixels`). Deterministic; some 20 ms on one core."""
+    """What a picture shows (shapes and ranges as `as_pixels`). Deterministic; some 30 ms on one core."""
     pixels = as_pixels(picture)
     name, background = find_background(pixels)
     distance = distance_from(background, pixels)
@@ -110,8 +110,8 @@ def read(picture: NDArray[np.uint8] | Array | Tensor) -> Reading:
         seen = Seen(kind.shape, best.colour, kind.style, kind.face, best.x, best.y, best.extent, flaw)
         if flaw:
             return seen
-        alike = likeness_of_face(pixels, name or "gray", best) if kind.face else 1.0
-        return replace(seen, patchy=best.patchy > PATCHY[kind.style], likeness=alike)
+        alike = faces.likeness(pixels, name or "gray", best) if kind.face else 1.0
+        return replace(seen, has_patches=best.off_hue > OFF_HUE[kind.style], face_likeness=alike)
 
     blobs = find_blobs(distance)
     found = [(blob, see(blob, _without(blobs, blob)) if blob.span >= LEAST_SPAN else None) for blob in blobs]
@@ -203,7 +203,7 @@ def judge(picture: NDArray[np.uint8] | Array | Tensor | Reading, description: De
         if description.face is not None:
             check("face", thing.face == description.face, f"{thing.shape} with{'' if thing.face else 'out'} a face")
             if description.face:
-                check("face", thing.likeness >= NO_FACE, f"{thing.shape}: no face that one can recognise")
+                check("face", thing.face_likeness >= NO_FACE, f"{thing.shape}: no face that one can recognise")
     if description.relation:
         right = len(pairs) == 2 and lies(pairs[0][1], pairs[1][1], description.relation)
         check("relation", right, f"the first object is not {description.relation} the second")

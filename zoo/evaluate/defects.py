@@ -111,7 +111,7 @@ NEIGHBOURS = {
     "purple": ("blue", "pink"),
     "pink": ("purple", "orange"),
 }
-PATCH, BLEND = 0.25, 0.6  # how wide a patch of another hue is, as a share of its object; how much of it is that hue
+PATCH, BLEND = 0.25, 0.6  # radius of a patch of another hue, as a share of its object; how much of it is that hue
 SMEAR, SMEAR_OVER = 2.5, 1.5  # pixels of 64 by which a smeared face is moved, and over which that changes
 
 

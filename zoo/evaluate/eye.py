@@ -47,8 +47,9 @@ def agreement(folder: str | Path) -> Agreement:
             scene = Description.from_dict(json.loads(row["scene"]))
             labels = {"right": _said(row["label"])} | ({"clean": _said(row["clean"])} if "clean" in row else {})
             picture = np.asarray(Image.open(folder / row["file"]).convert("RGB"))
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"labels.csv, label {number}: {error!r}; expected file, label and scene") from error
+        except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+            expected = "expected a picture's file, label, scene and, if that was asked, clean"
+            raise ValueError(f"labels.csv, label {number}: {error!r}; {expected}") from error
         verdict = judge(picture, scene)
         for what, label in labels.items():
             found = verdict.ok if what == "right" else verdict.clean

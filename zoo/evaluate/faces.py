@@ -1,7 +1,7 @@
 """Is a face drawn as a face? At full size, where the fit of whole objects sees eyes as a few cells.
 
 Eyes and smile are drawn where the fitted object has them, a little smaller and larger too, and each is looked for close
-by. What counts is how alike they are in light and dark, not in place: a crooked face is a face, a smeared one is none.
+by. What counts is how alike they are in light and dark, not in place: a crooked face is whole, a smeared one is not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Y, _X = np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5
 
 
 def likeness(pixels: Array, background: str, fit: Fit) -> float:
-    """How alike eyes and smile are to those that are drawn, as correlation: 1 is the same, below 0.9 something is off.
+    """How alike eyes and smile are to those that are drawn, as correlation: 1 is the same.
 
     `pixels` is the picture [64, 64, 3] in 0..255, `fit` an object in it that has a face.
     """
@@ -37,9 +37,10 @@ def likeness(pixels: Array, background: str, fit: Fit) -> float:
     found: dict[str, float] = {}
     for scale in SCALES:
         drawn = _drawn(background, fit, scale) @ LIGHT
-        for name, where in _parts(fit, scale).items():
-            for blur in BLURS if where.sum() > 2 else ():
-                soft = ndimage.gaussian_filter(drawn, blur)
+        parts = {name: where for name, where in _parts(fit, scale).items() if where.sum() > 2}
+        for blur in BLURS:
+            soft = ndimage.gaussian_filter(drawn, blur)
+            for name, where in parts.items():
                 found[name] = max(found.get(name, -1.0), _best(light, soft, where))
     return float(np.mean([*found.values()])) if found else 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Fit:
     spot: float  # the same where it is worst, as a share of how much the object stands out there
     foreign: float  # share of the body that has another colour
     tinged: float  # how far a filled body strays from its one hue: RGB distance, shading left aside
-    patchy: float  # how far the body, filled or line, is of another hue where it is most: RGB levels
+    off_hue: float  # how far the body, filled or line, is from its hue where it is most: RGB levels
     x: float
     y: float
     extent: float
@@ -172,16 +173,9 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
     model = layers[..., :3] + layers[..., 3:] * tint
     excess = _beyond(patch, model)
     if p.kinds[index].style == "sketch":
-        foreign, tinged = _foreign_line(tint, name, patch, behind, body), 0.0
-        patchy = _patchy_line(tint, patch, behind, layers)
+        hues = _hues_of_line(tint, name, patch, behind, layers)
     else:
-        deep = ndimage.minimum_filter(body, 3) > 0.5
-        off = np.where(deep[..., None], patch - model, excess)
-        foreign, tinged, patchy = (
-            _foreign_fill(tint, name, off, body),
-            _tinged(tint, excess, body),
-            _patchy(tint, off, body),
-        )
+        hues = _hues(tint, name, patch - model, excess, body)
     beyond = (excess**2 + _beyond(model, patch) ** 2).sum(2)
     return Fit(
         kind=p.kinds[index],
@@ -190,9 +184,9 @@ def _refine(picture: Array, behind: Array, blob: Blob, index: int, p: Prototypes
         error=float(((patch - model) ** 2).sum()) / energy,
         loose=float(beyond.sum()) / 2 / energy,
         spot=float(ndimage.gaussian_filter(beyond, SPOT).max()) * float(p.covered[index].sum()) / energy,
-        foreign=foreign,
-        tinged=tinged,
-        patchy=patchy,
+        foreign=hues.foreign,
+        tinged=hues.tinged,
+        off_hue=hues.off,
         x=float(x / SIDE + p.centre[index, 0] * extent),
         y=float(y / SIDE + p.centre[index, 1] * extent),
         extent=extent,
@@ -227,6 +221,25 @@ def _bent(layers: Array, model: Array, patch: Array, cell_x: float, cell_y: floa
     return layers
 
 
+class _Hues(NamedTuple):
+    """What a `Fit` says of the colours of a body."""
+
+    foreign: float
+    tinged: float
+    off: float
+
+
+def _hues(tint: Array, name: int, away: Array, excess: Array, body: Array) -> _Hues:
+    deep = ndimage.minimum_filter(body, 3) > 0.5
+    off = np.where(deep[..., None], away, excess)  # at the rim, what a cell of displacement would not explain
+    return _Hues(_foreign_fill(tint, name, off, body), _tinged(tint, excess, body), _off_hue(tint, off, body))
+
+
+def _hues_of_line(tint: Array, name: int, patch: Array, behind: Array, layers: Array) -> _Hues:
+    foreign = _foreign_line(tint, name, patch, behind, layers[..., 3])
+    return _Hues(foreign, 0.0, _off_hue_line(tint, patch, behind, layers))
+
+
 def _foreign_fill(tint: Array, name: int, off: Array, body: Array) -> float:
     """The share of a filled body whose pixels resemble another colour clearly more than the object's own."""
     inside = body > 0.5
@@ -249,7 +262,7 @@ def _tinged(tint: Array, excess: Array, body: Array) -> float:
     return float(np.sqrt((away**2).sum(1).mean()))
 
 
-def _patchy(tint: Array, off: Array, body: Array) -> float:
+def _off_hue(tint: Array, off: Array, body: Array) -> float:
     """How far a filled body is of another hue where it is most: an orange patch on a red ring.
 
     Light, shade and highlights move a colour within the plane of itself and white; what counts is across that plane.
@@ -259,15 +272,15 @@ def _patchy(tint: Array, off: Array, body: Array) -> float:
         return 0.0
     spread = ndimage.gaussian_filter(inside, TINGE)[..., None]
     smooth = ndimage.gaussian_filter(off * inside[..., None], (TINGE, TINGE, 0)) / np.maximum(spread, 1e-3)
-    across = np.cross(tint, np.ones(3))
     if np.ptp(tint) < GRAYISH:
         away = np.linalg.norm(smooth - smooth.mean(2, keepdims=True), axis=2)
     else:
+        across = np.cross(tint, np.ones(3))
         away = np.abs(smooth @ (across / np.linalg.norm(across)))
     return float(np.quantile(away[inside > 0], MOST))
 
 
-def _patchy_line(tint: Array, patch: Array, behind: Array, layers: Array) -> float:
+def _off_hue_line(tint: Array, patch: Array, behind: Array, layers: Array) -> float:
     """The same for a line drawing, its face left aside: how far a stretch of line is from the ray to its colour."""
     body = layers[..., 3]
     accents = np.linalg.norm(layers[..., :3] + body[..., None] * behind, axis=2) > FAINT_ACCENT
@@ -277,7 +290,7 @@ def _patchy_line(tint: Array, patch: Array, behind: Array, layers: Array) -> flo
     ray = tint - behind
     smooth = ndimage.gaussian_filter(patch * line[..., None], (TINGE, TINGE, 0))
     share = smooth @ ray / (ray @ ray)
-    clear = share > 0.35 * np.quantile(share[line > 0.3], 0.8)
+    clear = share > max(0.35 * float(np.quantile(share[line > 0.3], 0.8)), 1e-3)
     off = np.linalg.norm(smooth - share[..., None] * ray, axis=2)[clear] / share[clear]
     return float(np.quantile(off, MOST_LINE)) if clear.any() else 0.0
 

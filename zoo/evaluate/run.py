@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict, TypeVar
 
+from zoo.atomic import replacing
 from zoo.data.captions import Language
 from zoo.evaluate import confusion as confusions
 from zoo.evaluate.calibration import Report, calibrate
@@ -179,19 +180,18 @@ def _mean_interval(judged: Sequence[Judged], mark: Mark = _right) -> list[float]
     return [round(end, 4) for end in of_mean(_counts(judged, mark))] if judged else None
 
 
-def rows(scores: Scores) -> dict[str, tuple[Cell, IntervalCell]]:
-    """The shares and intervals of a report by the names of its rows: overall, cleanly drawn too, and each task."""
+def score_rows(scores: Scores) -> list[tuple[str, Cell, IntervalCell]]:
+    """The rows of a report, each with its shares and their intervals: overall, cleanly drawn too, and each task."""
     ends = scores["intervals"]
-    found = {"overall": (scores["overall"], ends["overall"]), CLEAN: (scores["clean"], ends["clean"])}
-    return found | {task: (cell, ends["tasks"][task]) for task, cell in scores["tasks"].items()}
+    found = [("overall", scores["overall"], ends["overall"]), (CLEAN, scores["clean"], ends["clean"])]
+    return [*found, *((task, cell, ends["tasks"][task]) for task, cell in scores["tasks"].items())]
 
 
 def write(judged: Sequence[Judged], report: Scores, folder: Path) -> None:
     """Into a folder: report.json; the pictures as PNG, with a line of JSON each in verdicts.jsonl that tells what was
     asked, seen and judged; and the worst of the wrong ones on one sheet, failures.png (none where all are right)."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    with (folder / "verdicts.jsonl").open("w", encoding="utf-8") as lines:
+    with replacing(folder / "verdicts.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
         for index, j in enumerate(judged):
             j.image().save(folder / file_name(index))
             row = {
@@ -214,6 +214,8 @@ def write(judged: Sequence[Judged], report: Scores, folder: Path) -> None:
         (folder / "failures.png").unlink(missing_ok=True)  # an earlier evaluation's
     else:
         sheet.save(folder / "failures.png")
+    with replacing(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def table(report: Scores) -> str:
@@ -230,7 +232,7 @@ def table(report: Scores) -> str:
         f"{report['model']}: {report['images']} images, {report['seconds']:.0f} s, held-out half: {report['heldout']}",
         f"{'% (95 % interval)':20}"
         + "".join(f"{s.replace('_', '-') + ' ' + language:>15}" for s in SPLITS for language in LANGUAGES),
-        *(row(title, *cells) for title, cells in rows(report).items()),
+        *(row(*one) for one in score_rows(report)),
         "",
         f"{'facet':<12}{'not as asked':>12}  most frequent confusions (asked -> seen)",
         confusions.table(report["confusion"]),

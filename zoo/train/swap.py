@@ -49,7 +49,7 @@ class SwapRecipe(Table):
 
     steps: int
     batch: int = 48
-    scenes: int = 200000
+    scenes: int | None = None  # that are drawn for a pair; None: as many as the generator's recipe says
     threads: int = 0
     out: Path = Path("runs") / "text-encoders"
     per_task: int = 25
@@ -64,7 +64,8 @@ def trained(recipe: SwapRecipe, generator: str, encoder: str) -> Path:
     out = recipe.out / f"{generator}-{encoder}".lower().replace(" ", "-")
     if not (out / "final").is_dir():
         changes = {"steps": recipe.steps, "batch": recipe.batch, "threads": recipe.threads, "out": out}
-        changes |= {"init": reader.init, "text_encoder": recipe.encoders[encoder], "data.scenes": recipe.scenes}
+        changes |= {"init": reader.init, "text_encoder": recipe.encoders[encoder]}
+        changes |= {} if recipe.scenes is None else {"data.scenes": recipe.scenes}
         changes |= {"optimiser.warmup": recipe.steps // 10}  # of a budget far below the recipe's own
         said = [*(f"{key}={value}" for key, value in changes.items()), f"fresh={json.dumps(reader.fresh)}"]
         run(reader.recipe, [*said, f"sample_every={recipe.steps}"], device="cpu", resume=(out / "checkpoints").is_dir())
@@ -92,7 +93,7 @@ def measured(recipe: SwapRecipe) -> dict[str, Any]:
             scores = evaluate(pipe, per_task=recipe.per_task, heldout=recipe.heldout, calibration=0)
             story = json.loads((folder / STORY).read_text("utf-8"))
             cost = {key: story[key] for key in ("images", "minutes")}
-            kept = {key: scores[key] for key in ("overall", "tasks", "intervals")}
+            kept = {key: scores[key] for key in ("overall", "clean", "tasks", "intervals")}
             found["pairs"].append({"generator": generator, "encoder": encoder, **cost, **kept})
     return found
 

@@ -1,0 +1,74 @@
+"""What is written is there whole or not at all, whoever else writes beside it."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from zoo.atomic import replacing, restore
+
+
+def test_a_folder_takes_the_place_of_another_and_leaves_nothing_else(tmp_path: Path) -> None:
+    for said in ("old", "new"):
+        with replacing(tmp_path / "made") as temporary:
+            temporary.mkdir()
+            (temporary / said).write_text(said)
+            assert (tmp_path / "made").is_dir() == (said == "new"), "the old one is there until the new one is whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "made.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full"), replacing(path, durable=durable) as temporary:
+        temporary.write_text("ne")
+        raise OSError("the disk is full")
+    assert path.read_text() == "old"
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_text("new")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("made.txt", "new")]
+
+
+def test_a_folder_that_a_living_process_replaces_is_left_to_it(tmp_path: Path) -> None:
+    aside = tmp_path / f".final.old.{os.getppid()}-0.tmp"
+    aside.mkdir()
+    restore(tmp_path / "final")
+    assert aside.exists()
+    aside.rename(tmp_path / ".final.old.999999999-0.tmp")
+    restore(tmp_path / "final")
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+@pytest.mark.parametrize("process", [999999999, os.getpid()])
+def test_what_a_dead_process_left_is_cleared_away_and_nothing_else(tmp_path: Path, process: int) -> None:
+    """Also if the dead one's number is ours by now."""
+    others = {".a[1].png.part.tmp", ".a[1].png.b.999999999-1.tmp", f".a[1].png.{os.getppid()}-1.tmp", "a1.png"}
+    for name in (*others, f".a[1].png.{process}-77.tmp"):
+        (tmp_path / name).write_text("x")
+    with replacing(tmp_path / "a[1].png") as temporary:
+        temporary.write_text("made")
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "a[1].png"}
+
+
+def test_writers_of_one_process_do_not_take_each_others_files(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.b") as outer:
+        outer.write_text("outer")
+        with replacing(tmp_path / "a") as inner, replacing(tmp_path / "a.b") as again:
+            inner.write_text("inner")
+            again.write_text("again")
+        assert (tmp_path / "a.b").read_text() == "again"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "inner", "a.b": "outer"}
+
+    def write(turn: int) -> None:
+        with replacing(tmp_path / "shared") as temporary:
+            temporary.write_text(str(turn) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(64)))
+    assert len(set((tmp_path / "shared").read_text())) <= 2
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.b", "shared"}
