@@ -25,9 +25,14 @@ def test_a_folder_takes_the_place_of_another_and_leaves_nothing_else(tmp_path: P
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "made.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"), replacing(path, durable=durable) as temporary:
-        temporary.write_text("ne")
-        raise OSError("the disk is full")
+
+    def fill() -> None:
+        with replacing(path, durable=durable) as temporary:
+            temporary.write_text("ne")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fill()
     assert path.read_text() == "old"
     with replacing(path, durable=durable) as temporary:
         temporary.write_text("new")

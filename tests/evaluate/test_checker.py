@@ -188,7 +188,6 @@ def test_likeness_falls_as_a_face_is_smeared_and_not_as_it_moves() -> None:
     moved = np.roll(picture, (1, 1), (0, 1))
     assert read(picture).objects[0].face_likeness > 0.98
     assert read(moved).objects[0].face_likeness > 0.95
-    wiped = np.where(
-        np.abs(picture.astype(int) - render(replace(scene, face=False))).max(2, keepdims=True) > 24, 90, picture
-    )
+    where = np.abs(picture.astype(int) - render(replace(scene, face=False))).max(2, keepdims=True) > 24
+    wiped = np.where(where, 90, picture)
     assert all(thing.face_likeness < SMEARED for thing in read(wiped.astype(np.uint8)).objects if thing.face)
