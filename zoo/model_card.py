@@ -11,6 +11,7 @@ from typing import Any
 
 from zoo import unclip_card
 from zoo.config import ModelConfig
+from zoo.data.captions import LANGUAGES
 from zoo.markdown import table, with_interval
 
 SPLITS = {"seen": "seen", "held_out": "held out"}
@@ -143,7 +144,7 @@ def scores(config: ModelConfig) -> str:
         *([("overall, cleanly drawn too", evaluated["clean"], intervals["clean"])] if "clean" in evaluated else ()),
         *((task, cell, intervals["tasks"].get(task, {})) for task, cell in evaluated["tasks"].items()),
     ]
-    columns = [(split, language) for split in SPLITS for language in ("en", "zh")]
+    columns = [(split, language) for split in SPLITS for language in LANGUAGES]
 
     def score(cell: Any, interval: Any, split: str, language: str) -> str:
         return with_interval(cell.get(split, {}).get(language), interval.get(split, {}).get(language))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zoo.data.captions import LANGUAGES
 from zoo.markdown import table, with_interval
 
 SPLITS = {"seen": "seen", "held_out": "held out"}
@@ -17,7 +18,7 @@ def sections(results: Mapping[str, Any]) -> list[str]:
 
 def priors(found: Any) -> str:
     """The priors side by side."""
-    columns = [(split, language) for split in SPLITS for language in ("en", "zh")]
+    columns = [(split, language) for split in SPLITS for language in LANGUAGES]
     rows = [
         (
             f"`{name}`",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from zoo.config import ROLES
+from zoo.data.captions import LANGUAGES
 from zoo.evaluate.run import score_rows
 from zoo.markdown import table as markdown_table
 
@@ -61,7 +62,7 @@ ALIGNED = {
         "high",
     )
     for split in ("seen", "held_out")
-    for language in ("en", "zh")
+    for language in LANGUAGES
 }
 PARAMETERS: dict[str, Column] = {
     role: Column(f"{role.replace('_', ' ')}, M", "Parameters in millions.") for role in ROLES

@@ -25,6 +25,7 @@ from zoo.data.scenes import (
 )
 
 Language: TypeAlias = Literal["en", "zh"]
+LANGUAGES: tuple[Language, Language] = ("en", "zh")
 Rng: TypeAlias = np.random.Generator
 COLOURED_SHARE = 0.7  # of partial captions
 FULL_SHARE = 0.7  # full captions train far better than short ones (papers: PRX, arXiv 2310.00426)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zoo.data.artwork import ARTWORK, Artwork, Field, Part, box, cut, disc, polygon, stroke, union
-from zoo.data.captions import Language, caption
+from zoo.data.captions import LANGUAGES, caption
 from zoo.data.draw import ACCENTS, PALETTE, Figure, render
 from zoo.data.folder import METADATA
 from zoo.data.scenes import BACKGROUNDS, COLOURS, GAP, INDISTINCT, SHAPES, Description, Item, Placed, Scene, is_heldout
@@ -32,7 +32,6 @@ CREATURE_PICTURES = 20
 MAROON = "maroon"
 MAROON_PICTURES = 10
 MAROON_ASKED = ("cat", "fish", "heart", "house", "ring", "star")  # shapes of which no picture is shown in it
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
 SIDE = 64
 LARGE = (0.72, 0.92)  # extent of the P7 in pictures to learn from: the smallest and the largest
 TILT = 6.0  # degrees either way, about that of the world's objects

@@ -25,7 +25,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from zoo.data.captions import Language, caption
+from zoo.data.captions import LANGUAGES, Language, caption
 from zoo.data.scenes import COLOURS, RELATIONS, SHAPES, Description, Item, heldout, is_heldout
 
 Part: TypeAlias = Literal["seen", "dev", "test"]
@@ -34,7 +34,6 @@ Rng: TypeAlias = np.random.Generator
 MEAN_OF = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
 TASKS = (*MEAN_OF, "style")
 PARTS = ("seen", "dev", "test")
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo import tensors
 from zoo.clip import from_open_clip, to_open_clip
-from zoo.data.captions import Language, caption, partial, swapped
+from zoo.data.captions import LANGUAGES, caption, partial, swapped
 from zoo.data.draw import render
 from zoo.data.scenes import Description, random_scene
 from zoo.train import TrainingError
@@ -35,7 +35,6 @@ from zoo.train.recipe import Recipe, Table
 from zoo.train.task import Batch, Image, Metrics, Task, to_float
 from zoo.train.tokenizer import trained
 
-LANGUAGES: tuple[Language, Language] = ("en", "zh")
 FILE = "model.safetensors"
 WINDOW = 32  # the longest full caption has 27 pieces and two markers
 FRESH = 512

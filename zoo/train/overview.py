@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from zoo.config import ModelConfig, PartConfig
+from zoo.data.captions import LANGUAGES
 from zoo.markdown import table, with_interval
 from zoo.model_card import SPLITS
 from zoo.train import marked
 
 PAGE = Path("README.md")
 MARKS = ("<!-- scores: written by `make results` -->\n", "<!-- end of scores -->")
-COLUMNS = [(split, language) for split in SPLITS for language in ("en", "zh")]
+COLUMNS = [(split, language) for split in SPLITS for language in LANGUAGES]
 
 
 def compared(models: Sequence[ModelConfig]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.config import ModelConfig
+from zoo.data.captions import LANGUAGES
 from zoo.model_card import SPLITS, distances, table
 from zoo.train import marked
 
@@ -52,7 +53,7 @@ def _figures(model: ModelConfig) -> dict[str, object]:
     right = {
         f"pictures that are what the prompt says, {title}, {language}": overall.get(split, {}).get(language)
         for split, title in SPLITS.items()
-        for language in ("en", "zh")
+        for language in LANGUAGES
     }
     return right | {
         "seconds a picture, warm": results.get("seconds_per_image"),

@@ -20,6 +20,7 @@ import torch
 from zoo import weights
 from zoo.atomic import replacing
 from zoo.config import PartConfig
+from zoo.data.captions import LANGUAGES
 from zoo.interface import Generator
 from zoo.loading import load
 from zoo.markdown import table as rows_of
@@ -100,13 +101,13 @@ def measured(recipe: SwapRecipe) -> dict[str, Any]:
 
 def table(saved: Mapping[str, Any]) -> str:
     """The table of a saved measurement: a row for each pair."""
-    cells = [(split, language) for split in SPLITS for language in ("en", "zh")]
+    cells = [(split, language) for split in SPLITS for language in LANGUAGES]
     rows = [
         (
             pair["generator"],
             pair["encoder"],
             *(_share(pair, split, language) for split, language in cells),
-            *(pair["tasks"]["colour attribution"]["seen"][language] for language in ("en", "zh")),
+            *(pair["tasks"]["colour attribution"]["seen"][language] for language in LANGUAGES),
             pair["images"],
             f"{pair['minutes']:.0f}",
         )

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention, T5EncoderModel, T5ForConditionalGeneration
 
-from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, ZH_SIDES, Language, caption, partial, plural
+from zoo.data.captions import LANGUAGES, ZH_COLOUR, ZH_OBJECT, ZH_SIDES, caption, partial, plural
 from zoo.data.scenes import COLOURS, SHAPES, Description, random_scene
 from zoo.text import t5
 from zoo.text.tokenizer import FILE
@@ -35,7 +35,6 @@ from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Image, Metrics, Task
 from zoo.train.tokenizer import trained
 
-LANGUAGES: tuple[Language, Language] = ("en", "zh")
 # What a caption says of its objects, and of where they lie: the words that only its meaning tells.
 NAMES = (*COLOURS, *SHAPES, *map(plural, SHAPES), *ZH_COLOUR.values(), *(word for word, _ in ZH_OBJECT.values()))
 SIDES = (

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.data.captions import COLOURED_SHARE, Language, caption
+from zoo.data.captions import COLOURED_SHARE, LANGUAGES, caption
 from zoo.diffusion.denoiser import Denoiser, Target
 from zoo.diffusion.objective import loss as objective
 from zoo.diffusion.ports import rows
@@ -35,7 +35,6 @@ T5_CONFIG = Path("text_encoder") / "config.json"  # in a model folder; a T5 alon
 UNREAD = TextFeatures(torch.zeros(1, 1, 1), None, None, "none")  # the text of a network that does not look at it
 AT_ONCE = 32  # pictures drawn at once for the checker
 JUDGED_SEED = 1  # other scenes than those that a finished model is scored on
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
 PROBED = 500  # captions that tell whether a cache is what today's code would say
 PROMPTS = (
     "a large pink butterfly on a cream background, cartoon",
