@@ -41,7 +41,7 @@ BLUR, NOISE = 0.6, 6.0  # standard deviations: pixels at 64, and levels of 255
 WOBBLE, DRIFT = 0.6, 2.3  # the same, of how far outlines stray and of how colours drift, both smoothly
 CONDITIONS = ("clean", "blurred", "noisy", "blurred and noisy", "wobbly")
 GOAL = {"true": 0.99, "changed": 0.01, "defects": 0.95, "blemishes": 0.8}  # some patches are hardly to be seen
-FEWER = 4  # blemishes a defect
+FEWER = 4  # so many defects are drawn for one blemish
 LEAST_TRUE_WOBBLY = 0.95  # of pictures that wobble by a pixel, a few are not what they were
 
 
