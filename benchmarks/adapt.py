@@ -10,7 +10,6 @@ it).
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -37,16 +36,17 @@ def main(rank: int = 4, times: int = 15) -> None:
         shipped(name, adapter, times, device)
     steps(rank, times, device)
     print(f"training step, batch 2, {SIDE} x {SIDE} latents")
-    found: dict[str, dict[str, float]] = {}
+    taken = rounds({way: trainer(rank, way, device) for way in WAYS}, device, times)
+    held: dict[str, int] = {}
     for way in WAYS:
         # A process of its own each: memory that one has touched would be free for the next.
         done = subprocess.run(
             [sys.executable, __file__, str(rank), str(times), way], check=True, capture_output=True, text=True
         )
-        found[way] = said = json.loads(done.stdout)
-        print(f"  {way:24} {said['seconds'] * 1000:8.1f} ms  {said['memory'] / 2**20:8.1f} MiB")
-    seconds, held = (found["zoo"][what] / found["peft"][what] for what in ("seconds", "memory"))
-    print(f"  {'of PEFT':24} {seconds:8.3f}     {held:8.3f}      (at most {OF_PEFT})")
+        held[way] = int(done.stdout)
+        print(f"  {way:24} {taken[way] * 1000:8.1f} ms  {held[way] / 2**20:8.1f} MiB")
+    ratios = [had["zoo"] / had["peft"] for had in (taken, held)]
+    print(f"  {'of PEFT':24} {ratios[0]:8.3f}     {ratios[1]:8.3f}      (at most {OF_PEFT})")
 
 
 def shipped(name: str, adapter: str, times: int, device: str) -> None:
@@ -111,31 +111,39 @@ def steps(rank: int, times: int, device: str) -> None:
 
 
 def training(rank: int, times: int, way: str) -> None:
-    """Seconds of a training step and bytes that training needs, printed as JSON."""
+    """Print the bytes that training needs."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    step = trainer(rank, way, device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = memory(device)
+    rounds({way: step}, device, times)
+    print(memory(device) - before)
+
+
+def trainer(rank: int, way: str, device: str) -> Callable[[], None]:
+    """A training step of the same LoRA by zoo or by PEFT; the network has been called once, without gradients."""
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model  # by both: what importing it takes must hide no training
+
+    from zoo.adapt.active import use
+    from zoo.adapt.lora import inject
+
     network, lora = build(rank, device)
     call = caller(device)
     context: Callable[[], object] = nullcontext
     if way == "zoo":
-        from zoo.adapt.active import use
-        from zoo.adapt.lora import inject
-
         inject(network, lora, "a")
         parameters = list(lora.parameters())
         context = lambda: use({"a": 1.0})  # noqa: E731
     else:
-        from peft import LoraConfig, inject_adapter_in_model
-
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
         network = inject_adapter_in_model(config, network)
         parameters = [p for p in network.parameters() if p.requires_grad]
     with torch.no_grad():
         call(network)  # kernels and their buffers are no part of training
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = memory(device)
     optimiser = torch.optim.AdamW(parameters, lr=1e-4)
 
     def step() -> None:
@@ -145,8 +153,7 @@ def training(rank: int, times: int, way: str) -> None:
         loss.backward()
         optimiser.step()
 
-    taken = rounds({way: step}, device, times)[way]
-    print(json.dumps({"seconds": taken, "memory": memory(device) - before}))
+    return step
 
 
 def build(rank: int, device: str):  # type: ignore[no-untyped-def]
