@@ -17,6 +17,7 @@ from zoo.data.artwork import ARTWORK, EYES, SMILE
 from zoo.data.draw import Figure, render
 from zoo.data.scenes import Placed, Scene
 from zoo.evaluate.foreground import SIDE, Array, Mask
+from zoo.evaluate.prototypes import interpolate
 
 if TYPE_CHECKING:
     from zoo.evaluate.fit import Fit
@@ -74,16 +75,7 @@ def _best(light: Array, drawn: Array, where: Mask) -> float:
     template = template - template.mean()
     moves = np.arange(-REACH * STEPS, REACH * STEPS + 1) / STEPS
     down, across = np.array([*product(moves, moves)], np.float32).T
-    seen = _between(light, rows + down[:, None], columns + across[:, None])
+    places = ((ticks + move[:, None]).clip(0, SIDE - 1) for ticks, move in ((columns, across), (rows, down)))
+    seen = interpolate(light[..., None], *places)[..., 0]
     seen = seen - seen.mean(1, keepdims=True)
     return float((seen @ template / (np.linalg.norm(seen, axis=1) * np.linalg.norm(template) + 1e-3)).max())
-
-
-def _between(light: Array, rows: Array, columns: Array) -> Array:
-    """Values between pixels; the rim goes on outside."""
-    rows, columns = rows.clip(0, SIDE - 1.001), columns.clip(0, SIDE - 1.001)
-    top, left = rows.astype(np.intp), columns.astype(np.intp)
-    down, across = rows - top, columns - left
-    upper = light[top, left] * (1 - across) + light[top, left + 1] * across
-    lower = light[top + 1, left] * (1 - across) + light[top + 1, left + 1] * across
-    return upper * (1 - down) + lower * down

@@ -255,11 +255,16 @@ def _tinged(tint: Array, excess: Array, body: Array) -> float:
     inside = (ndimage.minimum_filter(body, 3) > 0.5).astype(np.float32)
     if inside.sum() < LEAST_INSIDE:
         return 0.0
-    spread = ndimage.gaussian_filter(inside, TINGE)[..., None]
-    off = ndimage.gaussian_filter(excess * inside[..., None], (TINGE, TINGE, 0)) / np.maximum(spread, 1e-3)
+    off = _smooth(excess, inside)
     hue = tint / np.linalg.norm(tint)
     away = (off - (off @ hue)[..., None] * hue)[inside > 0]
     return float(np.sqrt((away**2).sum(1).mean()))
+
+
+def _smooth(colours: Array, weight: Array) -> Array:
+    """Colours averaged over so many cells as a patch of another hue is wide, each by its weight."""
+    spread = ndimage.gaussian_filter(weight, TINGE)[..., None]
+    return ndimage.gaussian_filter(colours * weight[..., None], (TINGE, TINGE, 0)) / np.maximum(spread, 1e-3)
 
 
 def _off_hue(tint: Array, off: Array, body: Array) -> float:
@@ -270,8 +275,7 @@ def _off_hue(tint: Array, off: Array, body: Array) -> float:
     inside = np.where(body > MOSTLY, body, 0.0)
     if (inside > 0).sum() < LEAST_INSIDE:
         return 0.0
-    spread = ndimage.gaussian_filter(inside, TINGE)[..., None]
-    smooth = ndimage.gaussian_filter(off * inside[..., None], (TINGE, TINGE, 0)) / np.maximum(spread, 1e-3)
+    smooth = _smooth(off, inside)
     if np.ptp(tint) < GRAYISH:
         away = np.linalg.norm(smooth - smooth.mean(2, keepdims=True), axis=2)
     else:
