@@ -34,7 +34,7 @@ def test_what_is_cleanly_drawn_has_a_row_and_a_word_on_the_checker() -> None:
     said = {"clean": 1.0}
     checker = {"scenes": 8, "true": said, "changed": {"clean": {"all": 0.0}}, "defects": {"clean": {"cut": 1.0}}}
     without = card(intervals=intervals, checker=checker)
-    assert not any("cleanly drawn" in line.lower() for line in without)
+    assert not any("cleanly drawn too" in line.lower() for line in without)
     lines = card(
         intervals=intervals, clean=cell, checker=checker | {"clean": said, "blemishes": {"clean": {"smear": 0.875}}}
     )
