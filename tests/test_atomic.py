@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from zoo.atomic import replacing, restore
+from zoo.atomic import replacing, restore, write_image, write_text
 
 
 def test_a_folder_takes_the_place_of_another_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -77,3 +78,17 @@ def test_writers_of_one_process_do_not_take_each_others_files(tmp_path: Path) ->
         list(pool.map(write, range(64)))
     assert len(set((tmp_path / "shared").read_text())) <= 2
     assert {path.name for path in tmp_path.iterdir()} == {"a", "a.b", "shared"}
+
+
+def test_texts_and_pictures(tmp_path: Path) -> None:
+    write_text(tmp_path / "made.md", "粉色的蝴蝶\n")
+    assert (tmp_path / "made.md").read_bytes().decode("utf-8") == "粉色的蝴蝶\n"
+    for name in ("made.png", "made.WEBP", "made.jpg"):
+        write_image(tmp_path / name, Image.new("RGB", (4, 2), "red"), quality=90)
+        with Image.open(tmp_path / name) as read:
+            assert (read.format, read.size) == (name.upper().split(".")[1].replace("JPG", "JPEG"), (4, 2))
+    before = sorted(tmp_path.iterdir())
+    for name in ("made", "made.picture"):
+        with pytest.raises(ValueError, match=r"no suffix of a picture, such as \.png"):
+            write_image(tmp_path / name, Image.new("RGB", (4, 2)))
+    assert sorted(tmp_path.iterdir()) == before

@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _turns = count()
 _writing: set[Path] = set()  # what this process has not finished yet
@@ -46,6 +50,27 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     finally:
         _remove(temporary)
         _writing.difference_update((temporary, aside))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_image(path: Path, image: Image, *, durable: bool = True, **options: Any) -> None:
+    """A picture, in the format of the path's suffix, with Pillow's options of that format.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    import PIL.Image  # not needed to write texts and tensors
+
+    kind = PIL.Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path} has no suffix of a picture, such as .png or .webp")
+    with replacing(path, durable=durable) as temporary:
+        image.save(temporary, format=kind, **options)
 
 
 def restore(path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from zoo.atomic import replacing
+from zoo.atomic import write_image
 from zoo.call.abilities import Staged
 from zoo.diffusion.noise import ImageNoise
 from zoo.interface import Observer, Representation, Step
@@ -89,8 +89,8 @@ class Film:
         first, *others = [_panel(frame, title, side) for frame, title in shown]
         each = max(SHORTEST, min(LONGEST, LENGTH // len(shown))) // 10 * 10  # GIF counts in hundredths of a second
         duration = [*[each] * len(others), LAST]
-        with replacing(target, durable=False) as temporary:
-            first.save(temporary, format="GIF", save_all=True, append_images=others, duration=duration, loop=0)
+        how = {"save_all": True, "append_images": others, "duration": duration, "loop": 0}
+        write_image(target, first, durable=False, **how)
         return target
 
 

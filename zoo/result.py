@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from zoo.atomic import replacing
+from zoo.atomic import write_image
 from zoo.sheet import contact_sheet
 
 SettingsT = Mapping[str, object]
@@ -91,8 +91,7 @@ def _write(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
     for key, value in facts.items():
         info.add_itxt(key, str(value))
     info.add_itxt("Software", "zoo")
-    with replacing(path, durable=False) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+    write_image(path, image, durable=False, pnginfo=info)
 
 
 def mark_of(**tensors: Tensor | None) -> str:

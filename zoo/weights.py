@@ -21,7 +21,7 @@ from pydantic import JsonValue, ValidationError
 
 from zoo import model_card, published, tensors
 from zoo.adapt.adapters import fold
-from zoo.atomic import replacing
+from zoo.atomic import write_text
 from zoo.config import FILE, Defaults, ModelConfig, PartConfig
 from zoo.finite import later
 from zoo.interface import Decoder, Generator, TextEncoder
@@ -205,8 +205,7 @@ def write_config(folder: Path, config: ModelConfig) -> None:
     """Write `config.json` and the model card rendered from it."""
     said = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
     for name, text in (("README.md", model_card.render(config)), (FILE, said + "\n")):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, "utf-8")
+        write_text(folder / name, text)
 
 
 def _class(kind: str) -> type[Storable]:

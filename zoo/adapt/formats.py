@@ -28,7 +28,7 @@ from zoo import hub, tensors
 from zoo.adapt.files import LORA, PREFIX
 from zoo.adapt.lora import LoRA
 from zoo.adapt.stated import HEADER, Stated, of_folder, of_header, of_zoo
-from zoo.atomic import replacing
+from zoo.atomic import write_text
 from zoo.interface import Adaptable
 
 Format: TypeAlias = Literal["zoo", "kohya", "diffusers", "peft"]
@@ -205,8 +205,7 @@ def write(
             said |= config if format == "peft" else {f"{part}.{key}": value for key, value in config.items()}
     if format == "peft":
         tensors.write(path / WEIGHTS[0], stored, dtype)
-        with replacing(path / CONFIG) as temporary:
-            temporary.write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        write_text(path / CONFIG, json.dumps(said, indent=2) + "\n")
         return
     header = {"format": "pt"}
     if format == "zoo":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from zoo.atomic import write_image
 from zoo.cli.shared import MODEL, app, load
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _score_inputs(
             found[name], made = scored.evaluate(cast(Any, pipeline), **settings, progress=sys.stderr.isatty())
             if save is not None:
                 save.mkdir(parents=True, exist_ok=True)
-                tensor_sheet(scored.sheet_rows(made)).save(save / f"{name}.png")
+                write_image(save / f"{name}.png", tensor_sheet(scored.sheet_rows(made)))
             if not as_json:
                 typer.echo(scored.table(found[name]))
     if as_json:

@@ -10,7 +10,7 @@ from statistics import median
 
 from PIL import Image
 
-from zoo.atomic import replacing
+from zoo.atomic import write_image, write_text
 from zoo.config import Role
 from zoo.evaluate.run import Scores
 from zoo.sheet import grid_sheet
@@ -90,9 +90,7 @@ class Comparison:
         if any(row.alignment for row in self.rows):
             texts[ALIGNMENT] = table.alignment_csv(self)
         texts |= {TABLE: table.markdown(self), PAGE: page.render(self)}
-        with replacing(target / GRID) as temporary:
-            self.grid().save(temporary, format="PNG")
+        write_image(target / GRID, self.grid())
         for name, text in texts.items():
-            with replacing(target / name) as temporary:
-                temporary.write_text(text, "utf-8")
+            write_text(target / name, text)
         return [target / GRID, *(target / name for name in texts)]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from zoo.atomic import write_image, write_text
 from zoo.data.artwork import ARTWORK, Artwork, Field, Part, box, cut, disc, polygon, stroke, union
 from zoo.data.captions import LANGUAGES, caption
 from zoo.data.draw import ACCENTS, PALETTE, Figure, render
@@ -294,9 +295,9 @@ def write(folder: Path, name: str, pictures: list[tuple[str, NDArray[np.uint8]]]
     lines = []
     for index, (said, pixels) in enumerate(pictures):
         file = f"{name}-{index}.png"
-        Image.fromarray(pixels).save(folder / file, optimize=True)
+        write_image(folder / file, Image.fromarray(pixels), optimize=True)
         lines.append(json.dumps({"file_name": file, "text": said}, ensure_ascii=False) + "\n")
-    (folder / METADATA).write_text("".join(lines), "utf-8")
+    write_text(folder / METADATA, "".join(lines))
 
 
 DRAWN: Mapping[str, tuple[str, Callable[[int, int], list[tuple[str, NDArray[np.uint8]]]], int]] = MappingProxyType(

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict, TypeVar
 
-from zoo.atomic import replacing
+from zoo.atomic import replacing, write_image, write_text
 from zoo.data.captions import Language
 from zoo.evaluate import confusion as confusions
 from zoo.evaluate.calibration import Report, calibrate
@@ -193,7 +193,7 @@ def write(judged: Sequence[Judged], report: Scores, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "verdicts.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
         for index, j in enumerate(judged):
-            j.image().save(folder / file_name(index))
+            write_image(folder / file_name(index), j.image(), durable=False)
             row = {
                 "file": file_name(index),
                 "task": j.case.task,
@@ -213,9 +213,8 @@ def write(judged: Sequence[Judged], report: Scores, folder: Path) -> None:
     if sheet is None:
         (folder / "failures.png").unlink(missing_ok=True)  # an earlier evaluation's
     else:
-        sheet.save(folder / "failures.png")
-    with replacing(folder / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_image(folder / "failures.png", sheet)
+    write_text(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
 
 
 def table(report: Scores) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from zoo.adapt.files import WORD
-from zoo.atomic import replacing
+from zoo.atomic import write_image, write_text
 from zoo.data.subjects import P7_CLASS
 from zoo.evaluate.judged import Pipe
 from zoo.evaluate.personalisation import COLUMNS, Contestant, Measures, Sizes, measure, relative, strip
@@ -112,8 +112,7 @@ def measured(
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)
             kept = {"model": model, "sizes": asdict(sizes), "measured": found}
-            with replacing(saved) as temporary:
-                temporary.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+            write_text(saved, json.dumps(kept, indent=1) + "\n")
     return {name: found[name] for name in (model, *entered)}
 
 
@@ -206,7 +205,7 @@ def _compare(options: argparse.Namespace) -> None:
         folders = {model: None, **entered}
         shown = [_contestant(name, folder, model, options.device) for name, folder in folders.items()]
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
-        strip(shown, seed=options.seed, steps=options.steps).save(options.sheet)
+        write_image(options.sheet, strip(shown, seed=options.seed, steps=options.steps))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the contrastive loss alone reaches only the end marker.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -32,7 +31,7 @@ from zoo.train import TrainingError
 from zoo.train.cache import Array, SceneData, picked, scenes
 from zoo.train.facets import CrossAttentionProbe, LinearProbe, labels, misread
 from zoo.train.recipe import Recipe, Table
-from zoo.train.task import Batch, Image, Metrics, Task, to_float
+from zoo.train.task import Batch, Image, Metrics, Task, to_float, write_config
 from zoo.train.tokenizer import trained
 
 FILE = "model.safetensors"
@@ -213,7 +212,7 @@ class ClipTask(Task[ClipRecipe]):
         vision |= {"image_size": self.recipe.data.size}
         config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": shape.embedding}
         config |= {"text_config": text, "vision_config": vision}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_config(folder, config)
         state = from_open_clip(_clip(model).state_dict())
         tensors.write(folder / FILE, state, torch.float16, tensors.naming(self.kept))
         (folder / "tokenizer").mkdir()

@@ -10,7 +10,6 @@ from the true one has to know which colour belongs to which object.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -34,7 +33,7 @@ from zoo.gan.parts import FILE, STAGE, GanConfig, GanGenerator
 from zoo.interface import Conditioning
 from zoo.train.cache import Array, picked
 from zoo.train.recipe import Optimiser, RecipeError
-from zoo.train.task import Batch, Image, Metrics, to_float
+from zoo.train.task import Batch, Image, Metrics, to_float, write_config
 from zoo.train.text_to_image import LANGUAGES, PromptRecipe, PromptTask
 
 DISCRIMINATOR = Path("discriminator") / "model.safetensors"  # of an exported run, to go on from; it is not shipped
@@ -128,7 +127,7 @@ class GanTask(PromptTask[GanRecipe]):
         part = GanGenerator(_generator(model), GanConfig(network=self.recipe.model, text=self.text.produces))
         arguments, _ = part.save(folder, torch.float16)
         tensors.write(folder / DISCRIMINATOR, _discriminator(model).state_dict(), torch.float16)
-        (folder / "config.json").write_text(json.dumps(arguments, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_config(folder, arguments)
 
     def _draw(self, model: nn.Module, text: Conditioning, seeds: list[int]) -> Tensor:
         noise = ImageNoise(seeds).draw(STAGE, INITIAL, (len(seeds), self.recipe.model.noise_width))

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from zoo.atomic import replacing
+from zoo.atomic import write_text
 from zoo.evaluate.lessons import LESSONS, score
 from zoo.markdown import table as rows_of
 from zoo.pipeline import Pipeline
@@ -83,8 +83,7 @@ def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | No
         known = known | _read(saved) | {(lesson, method): row}  # another process may have saved since
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(saved) as temporary:
-                temporary.write_text(json.dumps(_ordered(known), indent=1) + "\n", "utf-8")
+            write_text(saved, json.dumps(_ordered(known), indent=1) + "\n")
     return _ordered(known)
 
 

@@ -17,6 +17,7 @@ from PIL import Image as PillowImage
 from torch import Tensor
 from tqdm import tqdm
 
+from zoo.atomic import write_image
 from zoo.train.checkpoint import State
 from zoo.train.recipe import Recipe
 from zoo.train.task import Image
@@ -91,7 +92,7 @@ class Log:
         if picture is not None:
             folder = self._recipe.folder / "samples"
             folder.mkdir(parents=True, exist_ok=True)
-            PillowImage.fromarray(picture).save(folder / f"{state.step:08d}.png")
+            write_image(folder / f"{state.step:08d}.png", PillowImage.fromarray(picture), durable=False)
             if self._board is not None:
                 self._board.add_image("samples", picture, state.step, dataformats="HWC")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.atomic import replacing
+from zoo.atomic import write_text
 
 
 def filled(text: str, begin: str, end: str, table: str) -> str:
@@ -21,8 +21,7 @@ def fill(page: Path, begin: str, end: str, table: str) -> None:
     """Put a table between a page's marks, where there is such a page and it has them."""
     if page.is_file():
         text = filled(page.read_text("utf-8"), begin, end, table)
-        with replacing(page) as temporary:
-            temporary.write_text(text, "utf-8")
+        write_text(page, text)
 
 
 def stale(page: Path, begin: str, end: str, table: str) -> bool:

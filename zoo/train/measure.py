@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo import config as configs
 from zoo import cost, weights
-from zoo.atomic import replacing
+from zoo.atomic import write_image
 from zoo.clip import Clip
 from zoo.dalle2.decoder import UnclipDecoder
 from zoo.diffusion.noise import ImageNoise
@@ -106,8 +106,7 @@ def gates(folder: Path, pipe: Pipeline) -> Found:
 
 def _write(sheet: Image.Image, path: Path) -> None:
     """In a quarter of a PNG's size, without a difference that is seen: models are shipped with their pictures."""
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="WEBP", quality=90, method=6)
+    write_image(path, sheet, quality=90, method=6)
 
 
 def _through(vae: VAE, images: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ random level that it is told: convolutions learn on crops what they do on whole 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from zoo.imagen.parts import BASE, BaseConfig, CascadeDecoder, PixelGenerator
 from zoo.interface import Conditioning, Sampling
 from zoo.train.cache import Array, picked, scenes
 from zoo.train.recipe import RecipeError
-from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
+from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float, write_config
 from zoo.train.text_to_image import UNREAD, Denoising, PromptRecipe, PromptTask, TextRecipe, TextTask, all_of
 
 FACTOR = Field(2, ge=1)  # how much smaller than the drawn scenes the small pictures are, per side
@@ -116,7 +115,7 @@ class BaseTask(PromptTask[BaseRecipe]):
             prediction=denoiser.prediction,
         )
         arguments, _ = PixelGenerator.of(cast(AdmUNet, denoiser.network), config).save(folder, torch.float16)
-        _write(folder, arguments)
+        write_config(folder, arguments)
 
     def _check(self) -> None:
         _check_text(self.recipe.model.context_width, self.text.produces.width)
@@ -198,7 +197,7 @@ class StageTask(TextTask[StageRecipe]):
         """<name>/model.safetensors in half precision; config.json has the arguments for `CascadeDecoder.load`."""
         network = cast(EfficientUNet, cast(Denoiser, model).network)
         arguments, _ = CascadeDecoder([Stage(network, self.stage)]).save(folder, torch.float16)
-        _write(folder, arguments)
+        write_config(folder, arguments)
 
     def _check(self) -> None:
         if self.recipe.reads:
@@ -216,7 +215,3 @@ def _check_text(asked: int | None, given: int) -> None:
             f"model.context_width = {asked}, but the text encoder's tokens are {given} wide: set "
             f"model.context_width={given}"
         )
-
-
-def _write(folder: Path, arguments: dict[str, object]) -> None:
-    (folder / "config.json").write_text(json.dumps(arguments, indent=1, ensure_ascii=False) + "\n", "utf-8")

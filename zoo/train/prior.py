@@ -6,7 +6,6 @@ CLIP sees in fresh scenes: how alike the two are, and whether they are more alik
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from zoo.interface import Conditioning, Sampling, TextFeatures
 from zoo.train import TrainingError
 from zoo.train.cache import Array, Scenes, filled, fingerprint, picked, root
 from zoo.train.recipe import RecipeError, Table
-from zoo.train.task import Batch, Image, Metrics, to_float
+from zoo.train.task import Batch, Image, Metrics, to_float, write_config
 from zoo.train.text_to_image import CHUNK, LANGUAGES, TextRecipe, TextTask, precision
 
 FRESH = 256  # scenes of each half that a prior is asked for, and among which its embedding is looked up
@@ -131,12 +130,7 @@ class PriorTask(TextTask[PriorRecipeT]):
 
     def rows(self, rows: Array, rng: np.random.Generator) -> Batch:
         """The batch of these scenes, each with one of its captions."""
-        which = rows * self.recipe.captions + rng.integers(self.recipe.captions, size=len(rows))
-        return {
-            "embeddings": torch.from_numpy(picked(self.embeddings, rows)),
-            "tokens": torch.from_numpy(picked(self.tokens, which)),
-            "vectors": torch.from_numpy(picked(self.vectors, which)),
-        }
+        return {"embeddings": torch.from_numpy(picked(self.embeddings, rows))} | super().rows(rows, rng)
 
     def clean(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """The embeddings and the text of a batch, as networks take them."""
@@ -194,8 +188,7 @@ class PriorTask(TextTask[PriorRecipeT]):
     def export(self, model: nn.Module, folder: Path) -> None:
         """prior/model.safetensors in half precision; config.json has the arguments for the part's `load`."""
         arguments, _ = self.part(model).save(folder, torch.float16)
-        said = json.dumps(arguments, indent=1, ensure_ascii=False)
-        (folder / "config.json").write_text(said + "\n", encoding="utf-8")
+        write_config(folder, arguments)
 
     def measured(self) -> Tensor:
         """All image embeddings, float32 on the CPU."""

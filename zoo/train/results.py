@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zoo import config as configs
 from zoo import model_card
-from zoo.atomic import replacing
+from zoo.atomic import write_text
 from zoo.config import ModelConfig
 from zoo.train import adapters, lessons, overview, rivals, swap
 
@@ -41,8 +41,7 @@ def write(root: Path) -> list[Path]:
         texts = {root / RESULTS / f"{config.name}.csv": model_card.results_csv(config)}
         texts |= {folder / CARD: model_card.render(config)}
         for path, text in texts.items():
-            with replacing(path) as temporary:
-                temporary.write_text(text, "utf-8")
+            write_text(path, text)
         written += texts
     for page in (overview, rivals):
         page.write(root, [config for _, config in models])

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import torch
 
 from zoo import weights
-from zoo.atomic import replacing
+from zoo.atomic import write_text
 from zoo.config import PartConfig
 from zoo.data.captions import LANGUAGES
 from zoo.interface import Generator
@@ -137,8 +137,7 @@ def main() -> None:
             torch.set_num_threads(recipe.threads)
         found = measured(recipe)
         SAVED.parent.mkdir(exist_ok=True)
-        with replacing(SAVED) as temporary:
-            temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_text(SAVED, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         TABLE.write(Path())
         print(PAGE)
 

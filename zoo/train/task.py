@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias
 
@@ -93,6 +95,11 @@ class Task(ABC, Generic[RecipeT]):
             TrainingError: this part is not made to be compiled.
         """
         raise TrainingError(f"{self.recipe.part} is not made to be compiled: remove compile = true")
+
+
+def write_config(folder: Path, said: Mapping[str, object]) -> None:
+    """The config.json of an exported part: mostly the arguments with which its class loads it."""
+    (folder / "config.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def grid(images: Tensor, columns: int) -> Image:

@@ -129,8 +129,9 @@ class TextTask(Task[TextRecipeT]):
 
     def rows(self, rows: Array, rng: np.random.Generator) -> Batch:
         """The batch of these scenes, each with one of its captions."""
-        which = rows * self.recipe.captions + rng.integers(self.recipe.captions, size=self.recipe.batch)
-        return {"tokens": torch.from_numpy(picked(self.tokens, which))}
+        which = rows * self.recipe.captions + rng.integers(self.recipe.captions, size=len(rows))
+        batch = {"tokens": torch.from_numpy(picked(self.tokens, which))}
+        return batch | ({"vectors": torch.from_numpy(picked(self.vectors, which))} if self.pooled else {})
 
     def read(self, batch: Batch) -> Conditioning:
         """The text of a batch, as networks take it."""

@@ -8,7 +8,6 @@ averaged weights decode of fresh scenes, told their embeddings alone, is looked 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -36,7 +35,7 @@ from zoo.interface import Conditioning, Representation, Sampling, TextFeatures
 from zoo.train.cache import Array, picked, scenes
 from zoo.train.prior import HALVES, embeddings
 from zoo.train.recipe import RecipeError
-from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
+from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float, write_config
 from zoo.train.text_to_image import AT_ONCE, UNREAD, Denoising, TextRecipe, TextTask
 
 SHOWN = 16  # fresh scenes of the sample grid, each beside what is decoded of it
@@ -126,11 +125,7 @@ class UnclipTask(TextTask[UnclipRecipe]):
             "images": torch.from_numpy(picked(self.scenes.images, rows)),
             "embeddings": torch.from_numpy(picked(self.embeddings, rows)),
         }
-        if self.recipe.reads:
-            which = rows * self.recipe.captions + rng.integers(self.recipe.captions, size=len(rows))
-            batch["tokens"] = torch.from_numpy(picked(self.tokens, which))
-            batch["vectors"] = torch.from_numpy(picked(self.vectors, which))
-        return batch
+        return batch | (super().rows(rows, rng) if self.recipe.reads else {})
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         denoiser = cast(Denoiser, model)
@@ -206,8 +201,7 @@ class UnclipTask(TextTask[UnclipRecipe]):
     def export(self, model: nn.Module, folder: Path) -> None:
         """decoder/model.safetensors in half precision; config.json has the arguments for `UnclipDecoder.load`."""
         arguments, _ = self.part(model).save(folder, torch.float16)
-        said = json.dumps(arguments, indent=1, ensure_ascii=False)
-        (folder / "config.json").write_text(said + "\n", "utf-8")
+        write_config(folder, arguments)
 
     def _nothing(self, n: int) -> TextFeatures:
         """`n` empty captions."""

@@ -5,7 +5,6 @@ Images and captions pass the frozen VAE and text encoder once, before training, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast
@@ -25,7 +24,7 @@ from zoo.stable_diffusion.vae import VAE
 from zoo.train import vae as autoencoder
 from zoo.train.cache import Array, Scenes, filled, fingerprint, picked, root
 from zoo.train.recipe import RecipeError
-from zoo.train.task import Batch, Metrics, to_float
+from zoo.train.task import Batch, Metrics, to_float, write_config
 from zoo.train.text_to_image import CHUNK, Denoising, PromptRecipe, PromptTask, all_of, precision
 
 
@@ -94,8 +93,7 @@ class LatentTask(PromptTask[LatentRecipeT]):
         )
         generator = LatentGenerator.of(network, config)
         arguments, _ = generator.save(folder, torch.float16)
-        said = json.dumps(arguments, indent=1, ensure_ascii=False)
-        (folder / "config.json").write_text(said + "\n", encoding="utf-8")
+        write_config(folder, arguments)
 
     def _check(self) -> None:
         size, shrinking = self.recipe.data.size, self.vae.downsampling * self.unet.downsampling

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -23,7 +22,7 @@ from zoo.stable_diffusion.parts import VAE_FILE, VaeDecoder
 from zoo.stable_diffusion.vae import VAE, VAEConfig
 from zoo.train.cache import SceneData, picked, scenes
 from zoo.train.recipe import Recipe, RecipeError
-from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float
+from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float, write_config
 
 FRESH = 256  # scenes that PSNR and latent scale are measured on, drawn from a seed that training does not use
 SHOWN = 16
@@ -189,7 +188,7 @@ class VaeTask(Task[VaeRecipe]):
             with torch.no_grad():
                 latents = torch.cat([vae.encode(part).mean for part in self.fresh.split(64)])
             config |= {"scaling_factor": round(float(1 / latents.std()), 5), "shift_factor": 0.0}
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_config(folder, config)
         (folder / VAE_FILE).parent.mkdir()
         tensors.write(folder / VAE_FILE, vae.state_dict(), torch.float16, tensors.naming(self.kept))
 
