@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from zoo import unclip_card
+from zoo import readers_card, unclip_card
 from zoo.config import ModelConfig
-from zoo.data.captions import LANGUAGES
 from zoo.markdown import table, with_interval
-
-SPLITS = {"seen": "seen", "held_out": "held out"}
+from zoo.shares import HEAD, SPLITS, cells
 
 
 def render(config: ModelConfig) -> str:
@@ -139,18 +137,12 @@ def scores(config: ModelConfig) -> str:
     if not evaluated:
         return ""
     intervals = evaluated.get("intervals", {"overall": {}, "tasks": {}})  # which older evaluations lack
-    cells = [
+    rows = [
         ("**overall**", evaluated["overall"], intervals["overall"]),
         *([("overall, cleanly drawn too", evaluated["clean"], intervals["clean"])] if "clean" in evaluated else ()),
         *((task, cell, intervals["tasks"].get(task, {})) for task, cell in evaluated["tasks"].items()),
     ]
-    columns = [(split, language) for split in SPLITS for language in LANGUAGES]
-
-    def score(cell: Any, interval: Any, split: str, language: str) -> str:
-        return with_interval(cell.get(split, {}).get(language), interval.get(split, {}).get(language))
-
-    rows = [(name, *(score(cell, interval, *column) for column in columns)) for name, cell, interval in cells]
-    return table(("task", *(f"{SPLITS[split]}, {language}" for split, language in columns)), rows)
+    return table(("task", *HEAD), [(name, *cells(shares, interval)) for name, shares, interval in rows])
 
 
 def _results(config: ModelConfig) -> str:
@@ -174,6 +166,8 @@ def _results(config: ModelConfig) -> str:
     if "enlarging" in results:
         sections.append(_enlarging(results["enlarging"]))
     sections += unclip_card.sections(results)
+    if "readers" in results:
+        sections.append(readers_card.section(results["readers"]))
     if "distances" in results:
         sections.append(_distances(results["distances"]))
     if "rerank" in results:
@@ -186,7 +180,7 @@ def _results(config: ModelConfig) -> str:
         read = results.get("gates", {}).get(kind, {})
         measures += [(f"read from the {kind} features: {facet}", value) for facet, value in read.items()]
     told = {"evaluation", "psnr", "seconds_per_image", "gates", "parameters", "editing", "maps", "enlarging"}
-    told |= {"distances", "rerank"} | unclip_card.SECTIONS.keys()
+    told |= {"distances", "rerank", "readers"} | unclip_card.SECTIONS.keys()
     measures += flat({name: value for name, value in results.items() if name not in told})
     measured = [row for row in measures if row[1] is not None]
     sections += [table(("measure", "value"), measured)] if measured else []

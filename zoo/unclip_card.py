@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zoo.data.captions import LANGUAGES
 from zoo.markdown import table, with_interval
-
-SPLITS = {"seen": "seen", "held_out": "held out"}
+from zoo.shares import HEAD, cells
 
 
 def sections(results: Mapping[str, Any]) -> list[str]:
@@ -18,11 +16,10 @@ def sections(results: Mapping[str, Any]) -> list[str]:
 
 def priors(found: Any) -> str:
     """The priors side by side."""
-    columns = [(split, language) for split in SPLITS for language in LANGUAGES]
     rows = [
         (
             f"`{name}`",
-            *(with_interval(row["overall"][s].get(lang), row["intervals"][s].get(lang)) for s, lang in columns),
+            *cells(row["overall"], row["intervals"]),
             row["diversity"],
             row["seconds"],
             f"{row['parameters'] / 1e6:.2f}M",
@@ -30,13 +27,7 @@ def priors(found: Any) -> str:
         for name, row in found.items()
     ]
     images = next(iter(found.values()))["images"]
-    head = (
-        "prior",
-        *(f"{SPLITS[s]}, {lang}" for s, lang in columns),
-        "diversity",
-        "seconds an embedding",
-        "parameters",
-    )
+    head = ("prior", *HEAD, "diversity", "seconds an embedding", "parameters")
     return (
         '### Priors\n\n`zoo.load(..., generator="...")` chooses one. The share of pictures in which the checker finds '
         f"everything that the prompt says, the mean of the six tasks, {images} pictures each, with its 95 % interval. "

@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zoo import config as configs
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import RecipeError, TrainingError, run, swap, text_to_image, vae
+from zoo.train import RecipeError, TrainingError, readers, run, swap, text_to_image, vae
+from zoo.train.results import shipped
 from zoo.weights import save_model
+from zoo.weights import write_config as save_config
 
 ROOT = Path(__file__).parents[2]
 FRESH = ("*.cross_attention.to_k.*", "*.cross_attention.to_v.*")
@@ -60,56 +63,79 @@ def recipe(home: Path, same_cache: None, tmp_path: Path, monkeypatch: pytest.Mon
     return swap.SwapRecipe.model_validate(said)
 
 
-def test_every_pair_is_trained_scored_and_told(recipe: swap.SwapRecipe, tmp_path: Path) -> None:
+def test_every_pair_is_trained_scored_and_told(
+    recipe: swap.SwapRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = swap.measured(recipe)
-    assert [(pair["generator"], pair["encoder"], pair["images"]) for pair in found["pairs"]] == [
-        ("Latent", "CLIP", 4),
-        ("Latent", "Other", 4),
-    ]
+    assert found.keys() == {"Latent"}
+    read = found["Latent"]["encoders"]
+    assert {name: one["images"] for name, one in read.items()} == {"CLIP": 4, "Other": 4}
     folders = [tmp_path / "pairs" / f"latent-{name}" / "final" for name in ("clip", "other")]
     weights = [load_file(folder / "unet" / "model.safetensors") for folder in folders]
     before = load_file(recipe.generators["Latent"].init / "unet" / "model.safetensors")
     for name, tensor in before.items():
         moved = [float((after[name].float() - tensor.float()).abs().max()) for after in weights]
-        read = ".cross_attention.to_k." in name or ".cross_attention.to_v." in name
-        assert all(far > 0.05 if read else far < 0.05 for far in moved), name  # learnt anew, or trained two steps more
+        reads = ".cross_attention.to_k." in name or ".cross_attention.to_v." in name
+        assert all(far > 0.05 if reads else far < 0.05 for far in moved), name  # learnt anew, or trained two steps more
     for folder in folders:
         ran = json.loads((folder / "training.json").read_text("utf-8"))["recipe"]
         assert (ran["data"]["scenes"], ran["optimiser"]["warmup"]) == (8, 0)
-    assert found["pairs"][0].keys() >= {"overall", "clean", "tasks", "intervals"}
-    table = swap.table(found)
-    assert table.count("| Latent |") == 2
-    assert "| Other |" in table
-    written = [(folder / "training.json").stat().st_mtime_ns for folder in folders]
-    assert swap.measured(recipe)["pairs"][0]["tasks"] == found["pairs"][0]["tasks"]
-    assert [(folder / "training.json").stat().st_mtime_ns for folder in folders] == written, "each is trained once"
+    assert all(one.keys() >= {"overall", "clean", "tasks", "intervals"} for one in read.values())
+
+    def twice(*_: object, **__: object) -> None:
+        pytest.fail("each is trained and scored once")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(swap, "run", twice)
+        patched.setattr(swap, "pipeline", twice)
+        assert swap.measured(recipe) == found
+    other = swap.measured(recipe.model_copy(update={"heldout": "test"}))["Latent"]
+    assert other["heldout"] == "test"
+    assert other["encoders"]["CLIP"] != read["CLIP"], "the scores that were kept are of the other half"
 
 
-def test_the_page_is_written_and_found_stale(tmp_path: Path) -> None:
-    assert not swap.TABLE.stale(tmp_path)
+def test_what_was_found_is_in_config_card_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command leaves it in a checkout."""
+    models = [tmp_path / "weights" / name for name in ("stable-diffusion-small", "imagen-small")]
+    for folder in models:
+        folder.mkdir(parents=True)
+        shutil.copyfile(ROOT / folder.relative_to(tmp_path) / "config.json", folder / "config.json")
+        config = configs.read(folder)
+        shown = {name: told for name, told in config.results.items() if name != "readers"}
+        save_config(folder, config.model_copy(update={"results": shown}))
+    for name in ("docs", "results"):
+        (tmp_path / name).mkdir()
+    (tmp_path / readers.PAGE).write_text("above\n" + "".join(readers.MARKS) + "\nbelow\n", "utf-8")
     share = {split: {"en": 0.5, "zh": 0.25} for split in ("seen", "held_out")}
     spread = {split: {"en": [0.4, 0.6], "zh": [0.2, 0.3]} for split in ("seen", "held_out")}
-    pair = {"generator": "G", "encoder": "E", "images": 10, "minutes": 1.5, "overall": share}
-    pair |= {"tasks": {"colour attribution": share}, "intervals": {"overall": spread}}
-    page = "above\n" + "".join(swap.TABLE.marks) + "\nbelow\n"
-    for path, text in ((swap.SAVED, json.dumps({"pairs": [pair]})), (swap.PAGE, page)):
-        (tmp_path / path).parent.mkdir()
-        (tmp_path / path).write_text(text, "utf-8")
-    assert swap.TABLE.stale(tmp_path)
-    swap.TABLE.write(tmp_path)
-    text = (tmp_path / swap.PAGE).read_text("utf-8")
-    assert "| G | E | 0.50 (0.40–0.60) | 0.25 (0.20–0.30) |" in text
+    pair = {"images": 10, "minutes": 1.5, "overall": share, "intervals": {"overall": spread}}
+    pair |= {"tasks": {"colour attribution": share}}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(swap, "scored", lambda recipe, generator, encoder: pair)
+    monkeypatch.setattr("sys.argv", ["swap", str(ROOT / "recipes" / "text-encoders.toml")])
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    assert not readers.stale(tmp_path, [configs.read(folder) for folder in models])
+    swap.main()
+    row = "0.5 (0.40–0.60) | 0.25 (0.20–0.30) | 0.5 (0.40–0.60) | 0.25 (0.20–0.30) | 0.5 | 0.25 | 10 | 2 |"
+    text = (tmp_path / readers.PAGE).read_text("utf-8")
+    for folder in models:
+        card = (folder / "README.md").read_text("utf-8")
+        assert "### Which text encoder" in card
+        for encoder in ("CLIP", "T5"):
+            assert f"| {encoder} | {row}" in card
+            assert f"| {folder.name} | {encoder} | {row}" in text
     assert text.startswith("above\n")
     assert text.endswith("\nbelow\n")
-    assert not swap.TABLE.stale(tmp_path)
-    (tmp_path / swap.PAGE).write_text(text.replace("0.60", "0.90"), "utf-8")
-    assert swap.TABLE.stale(tmp_path)
+    said = [config for _, config in shipped(tmp_path)]
+    assert not readers.stale(tmp_path, said)
+    (tmp_path / readers.PAGE).write_text(text.replace("0.60", "0.90"), "utf-8")
+    assert readers.stale(tmp_path, said)
 
 
-def test_this_checkouts_page_and_recipe_agree() -> None:
-    assert not swap.TABLE.stale(ROOT)
+def test_this_checkouts_recipe_fits() -> None:
     recipe = swap.SwapRecipe.model_validate(swap.read_toml(ROOT / "recipes" / "text-encoders.toml"))
     assert all((ROOT / reader.recipe).is_file() for reader in recipe.generators.values())
+    assert all((ROOT / reader.model / "config.json").is_file() for reader in recipe.generators.values())
 
 
 def test_fresh_weights_need_an_init_and_a_match(home: Path, same_cache: None, tmp_path: Path) -> None:

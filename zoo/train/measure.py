@@ -213,8 +213,12 @@ def measure(folder: Path, recipe: Measuring, what: Collection[str] = MEASUREMENT
     pipe = load(folder, device="cpu")
     for name in MEASUREMENTS:
         if name in what and (name not in OF_DALLE2 or unclip_measures.is_dalle2(pipe)):
-            found = MEASUREMENTS[name](folder, pipe, recipe)
-            config = configs.read(folder)  # as it is by now: another process may measure something else
-            weights.write_config(folder, config.model_copy(update={"results": config.results | found}))
+            tell(folder, MEASUREMENTS[name](folder, pipe, recipe))
+
+
+def tell(folder: Path, found: Found) -> None:
+    """Add to the results of a model folder, in place of older ones of the same names, and to what shows them."""
+    config = configs.read(folder)  # as it is by now: another process may measure something else
+    weights.write_config(folder, config.model_copy(update={"results": config.results | found}))
     if results.RESULTS.is_dir():  # in a checkout, which tells of its models in other places too
         results.write(Path())

@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from zoo.config import ModelConfig, PartConfig
-from zoo.data.captions import LANGUAGES
-from zoo.markdown import table, with_interval
-from zoo.model_card import SPLITS
+from zoo.markdown import table
+from zoo.shares import HEAD, cells
 from zoo.train import marked
 
 PAGE = Path("README.md")
 MARKS = ("<!-- scores: written by `make results` -->\n", "<!-- end of scores -->")
-COLUMNS = [(split, language) for split in SPLITS for language in LANGUAGES]
 
 
 def compared(models: Sequence[ModelConfig]) -> str:
     """A row a model, those that obey best first: overall scores, that of pictures cleanly drawn too, steps of every
     stage, seconds a picture, parameters of all parts."""
-    titles = [f"{SPLITS[split]}, {language}" for split, language in COLUMNS]
-    head = ("", *titles, "cleanly drawn (seen, en)", "steps", "seconds a picture", "M parameters")
+    head = ("", *HEAD, f"cleanly drawn ({HEAD[0]})", "steps", "seconds a picture", "M parameters")
     return table(head, [_row(model) for model in sorted(models, key=_seen, reverse=True)])
 
 
@@ -43,16 +40,14 @@ def _seen(model: ModelConfig) -> float:
 def _row(model: ModelConfig) -> tuple[object, ...]:
     results: Any = model.results
     evaluated = results.get("evaluation", {})
-
-    def share(score: str, part: str, said: str) -> str:
-        cells = (held.get(score, {}).get(part, {}).get(said) for held in (evaluated, evaluated.get("intervals", {})))
-        return with_interval(*cells)
-
+    overall, clean = (
+        cells(evaluated.get(score, {}), evaluated.get("intervals", {}).get(score, {})) for score in ("overall", "clean")
+    )
     parameters = results.get("parameters")
     return (
         f"[{model.name}](weights/{model.name}/README.md)",
-        *(share("overall", part, said) for part, said in COLUMNS),
-        share("clean", "seen", "en"),
+        *overall,
+        clean[0],
         " + ".join(map(str, [model.defaults.steps, *_steps(model.decoder)])),
         results.get("seconds_per_image"),
         None if parameters is None else round(sum(parameters.values()) / 1e6, 1),

@@ -1,8 +1,8 @@
 """What the shipped models' configs hold, written where people look: `make results`, or `python -m zoo.train.results`.
 
 The results in a config are the only ones that are measured and stored. results/<model>.csv, the cards, the tables of
-README.md and docs/diffusion-against-gan.md are rendered from them; those of docs/text-encoders.md and
-docs/adaptation.md are rendered from what `zoo.train.swap`, `zoo.train.adapters` and `zoo.train.lessons` saved.
+README.md, docs/diffusion-against-gan.md and docs/text-encoders.md are rendered from them; those of docs/adaptation.md
+from what `zoo.train.adapters` and `zoo.train.lessons` saved.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from zoo import config as configs
 from zoo import model_card
 from zoo.atomic import write_text
 from zoo.config import ModelConfig
-from zoo.train import adapters, lessons, overview, rivals, swap
+from zoo.train import adapters, lessons, overview, readers, rivals
 
 CARD = "README.md"
 RESULTS = Path("results")  # of a checkout: a CSV for each shipped model
-TABLES = (swap.TABLE, adapters.TABLE, lessons.TABLE)
+PAGES = (overview, rivals, readers)  # tables from configs
+TABLES = (adapters.TABLE, lessons.TABLE)  # and from files of their own
 
 
 def shipped(root: Path) -> list[tuple[Path, ModelConfig]]:
@@ -43,7 +44,7 @@ def write(root: Path) -> list[Path]:
         for path, text in texts.items():
             write_text(path, text)
         written += texts
-    for page in (overview, rivals):
+    for page in PAGES:
         page.write(root, [config for _, config in models])
     for table in TABLES:
         table.write(root)
@@ -58,7 +59,7 @@ def disagreements(root: Path) -> list[str]:
         texts = {root / RESULTS / f"{config.name}.csv": model_card.results_csv(config)}
         texts |= {folder / CARD: model_card.render(config)}
         wrong += [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
-    wrong += [root / page.PAGE for page in (overview, rivals) if page.stale(root, [config for _, config in models])]
+    wrong += [root / page.PAGE for page in PAGES if page.stale(root, [config for _, config in models])]
     wrong += [root / table.page for table in TABLES if table.stale(root)]
     known = {config.name for _, config in models}
     wrong += [path for path in root.glob(f"{RESULTS}/*.csv") if path.stem not in known]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.config import ModelConfig
-from zoo.data.captions import LANGUAGES
-from zoo.model_card import SPLITS, distances, table
+from zoo.model_card import distances, table
+from zoo.shares import COLUMNS, HEAD
 from zoo.train import marked
 
 PAGE = Path("docs") / "diffusion-against-gan.md"
@@ -51,9 +51,8 @@ def _figures(model: ModelConfig) -> dict[str, object]:
     run: Any = model.training.get(RIVALS.get(model.name, ""), {})
     parameters = results.get("parameters", {}).get("generator")
     right = {
-        f"pictures that are what the prompt says, {title}, {language}": overall.get(split, {}).get(language)
-        for split, title in SPLITS.items()
-        for language in LANGUAGES
+        f"pictures that are what the prompt says, {title}": overall.get(split, {}).get(language)
+        for title, (split, language) in zip(HEAD, COLUMNS, strict=True)
     }
     return right | {
         "seconds a picture, warm": results.get("seconds_per_image"),

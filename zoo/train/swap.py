@@ -1,10 +1,10 @@
 """Which text encoder: every generator learns the tokens of every encoder, each pair on the same budget.
 
-    python -m zoo.train.swap       trains what is missing, scores it, saves it, writes the page
+    python -m zoo.train.swap       trains and scores what is missing, tells the models' configs and cards
 
 A pair begins with the generator's trained weights, so that it knows how to draw, but for those that read text: they
-begin at random, for its own encoder as well. What is saved in results/text-encoders.json is all that the table of
-docs/text-encoders.md is made of; `make results` writes it anew.
+begin at random, for its own encoder as well. What is found becomes results of the generators' models, which their cards
+and docs/text-encoders.md show.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ import torch
 from zoo import weights
 from zoo.atomic import write_text
 from zoo.config import PartConfig
-from zoo.data.captions import LANGUAGES
 from zoo.interface import Generator
 from zoo.loading import load
-from zoo.markdown import table as rows_of
-from zoo.model_card import SPLITS
 from zoo.pipeline import Pipeline
-from zoo.train import marked, run
+from zoo.train import run
 from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY
+from zoo.train.measure import tell
 from zoo.train.recipe import Table, read_toml, validate
 from zoo.train.text_to_image import load_text
 
-SAVED, PAGE = Path("results") / "text-encoders.json", Path("docs") / "text-encoders.md"
+SCORES = "scores.json"
 
 
 class Reader(Table):
@@ -42,7 +40,7 @@ class Reader(Table):
     init: Path
     fresh: tuple[str, ...]
     kind: str  # of part, a name in `zoo.weights.CLASSES`
-    model: str  # the shipped model whose decoder and sampling it gets
+    model: Path  # the folder of the model whose decoder and sampling it gets, and whose config is told
 
 
 class SwapRecipe(Table):
@@ -79,55 +77,38 @@ def pipeline(recipe: SwapRecipe, generator: str, encoder: str, folder: Path) -> 
     said, story = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", STORY))
     made = cast(Generator, weights.load_part(folder, PartConfig(kind=reader.kind, arguments=said)))
     text = load_text(recipe.encoders[encoder], story["recipe"]["length"], torch.device("cpu"))
-    return load(reader.model, device="cpu", text_encoder=text, generator=made)
+    return load(str(reader.model), device="cpu", text_encoder=text, generator=made)
 
 
-def measured(recipe: SwapRecipe) -> dict[str, Any]:
-    """What is saved: of each pair its scores, the images that it saw and the minutes that took."""
+def scored(recipe: SwapRecipe, generator: str, encoder: str) -> dict[str, Any]:
+    """A pair's scores, the images that it saw and the minutes that took: made once, kept beside what was trained."""
     from zoo.evaluate.run import Pipe, evaluate
 
-    found: dict[str, Any] = {"per_task": recipe.per_task, "heldout": recipe.heldout, "pairs": []}
-    for generator in recipe.generators:
-        for encoder in recipe.encoders:
-            folder = trained(recipe, generator, encoder)
-            pipe = cast(Pipe, pipeline(recipe, generator, encoder, folder))
-            scores = evaluate(pipe, per_task=recipe.per_task, heldout=recipe.heldout, calibration=0)
-            story = json.loads((folder / STORY).read_text("utf-8"))
-            cost = {key: story[key] for key in ("images", "minutes")}
-            kept = {key: scores[key] for key in ("overall", "clean", "tasks", "intervals")}
-            found["pairs"].append({"generator": generator, "encoder": encoder, **cost, **kept})
+    folder = trained(recipe, generator, encoder)
+    kept = folder.parent / SCORES
+    asked = {"per_task": recipe.per_task, "heldout": recipe.heldout}
+    if kept.is_file() and (told := json.loads(kept.read_text("utf-8")))["asked"] == asked:
+        return cast(dict[str, Any], told["found"])
+    pipe = cast(Pipe, pipeline(recipe, generator, encoder, folder))
+    scores = evaluate(pipe, per_task=recipe.per_task, heldout=recipe.heldout, calibration=0)
+    story = json.loads((folder / STORY).read_text("utf-8"))
+    found = {key: story[key] for key in ("images", "minutes")}
+    found |= {key: scores[key] for key in ("overall", "clean", "tasks", "intervals")}
+    write_text(kept, json.dumps({"asked": asked, "found": found}, indent=1) + "\n")
     return found
 
 
-def table(saved: Mapping[str, Any]) -> str:
-    """The table of a saved measurement: a row for each pair."""
-    cells = [(split, language) for split in SPLITS for language in LANGUAGES]
-    rows = [
-        (
-            pair["generator"],
-            pair["encoder"],
-            *(_share(pair, split, language) for split, language in cells),
-            *(pair["tasks"]["colour attribution"]["seen"][language] for language in LANGUAGES),
-            pair["images"],
-            f"{pair['minutes']:.0f}",
-        )
-        for pair in saved["pairs"]
-    ]
-    head = [f"{SPLITS[split]}, {language}" for split, language in cells]
-    attribution = ["colour attribution, en", "zh"]
-    return rows_of(("generator", "reads", *head, *attribution, "images seen", "minutes"), rows)
-
-
-def _share(pair: Mapping[str, Any], split: str, language: str) -> str:
-    low, high = pair["intervals"]["overall"][split][language]
-    return f"{pair['overall'][split][language]:.2f} ({low:.2f}–{high:.2f})"
-
-
-TABLE = marked.Saved(SAVED, PAGE, "text encoders", table)
+def measured(recipe: SwapRecipe) -> dict[str, dict[str, Any]]:
+    """What each generator's model is told: how it learned to read each encoder."""
+    how = {"per_task": recipe.per_task, "heldout": recipe.heldout}
+    return {
+        generator: {**how, "encoders": {encoder: scored(recipe, generator, encoder) for encoder in recipe.encoders}}
+        for generator in recipe.generators
+    }
 
 
 def main() -> None:
-    """Train and score every pair, save what was found, write the page."""
+    """Train and score every pair, tell the models' configs, write their cards and the page."""
     parser = argparse.ArgumentParser(prog="python -m zoo.train.swap", description=__doc__)
     parser.add_argument("recipe", nargs="?", default="recipes/text-encoders.toml")
     given = parser.parse_args().recipe
@@ -135,11 +116,8 @@ def main() -> None:
         recipe = validate(SwapRecipe, read_toml(given))
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
-        found = measured(recipe)
-        SAVED.parent.mkdir(exist_ok=True)
-        write_text(SAVED, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        TABLE.write(Path())
-        print(PAGE)
+        for generator, found in measured(recipe).items():
+            tell(recipe.generators[generator].model, {"readers": found})
 
 
 if __name__ == "__main__":
