@@ -27,6 +27,7 @@ GUIDES = {
     "Adapting a model": "docs/adaptation.md",
     "Published checkpoints": "docs/checkpoints.md",
     "The page": "docs/app.md",
+    "Which text encoder": "docs/text-encoders.md",
     "Diffusion against GAN": "docs/diffusion-against-gan.md",
     "Recipes": "recipes/README.md",
     "What was tried": "docs/training.md",

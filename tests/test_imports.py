@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
+from pathlib import Path
 
 import zoo
 
+ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "diffusers", "numpy", "PIL", "pydantic", "typer", "tqdm", "huggingface_hub")
 
 
@@ -42,3 +46,14 @@ def test_every_module_imports() -> None:
     for module in pkgutil.walk_packages(zoo.__path__, "zoo."):
         if not module.name.endswith("__main__") and "_weights" not in module.name:
             assert import_module(module.name).__doc__, f"{module.name} has no docstring"
+
+
+def test_contributing_lists_the_rooms_that_are_checked() -> None:
+    told = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("lint-imports` checks")[1].split("\n\n")[1]
+    (layers,) = (
+        contract["layers"]
+        for contract in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    )
+    rooms = [[re.findall(r"\w+", line) for line in lines] for lines in (told.splitlines(), layers)]
+    assert rooms[0] == rooms[1]

@@ -39,7 +39,7 @@ def test_what_is_cleanly_drawn_has_a_row_and_a_word_on_the_checker() -> None:
         intervals=intervals, clean=cell, checker=checker | {"clean": said, "blemishes": {"clean": {"smear": 0.875}}}
     )
     assert "| overall, cleanly drawn too | 0.5 (0.09–0.91) | 1 (0.34–1.00) | 0.25 (0.05–0.70) | – |" in lines
-    assert any("100 % are clean to it, and 87.5 % of each kind" in line for line in lines)
+    assert any("100 % of true drawings pass, and 87.5 % of each kind" in line for line in lines)
 
 
 def test_edits_have_a_curve_over_strengths_and_inpainting_beside_it() -> None:

@@ -207,8 +207,8 @@ def _drawing(found: Any) -> str:
     clean = _span(found["clean"].values())
     spoilt = _span(share for kinds in found["blemishes"].values() for share in kinds.values())
     return (
-        f" *Cleanly drawn too* leaves out right pictures with smeared faces or patches of another hue: of drawn scenes "
-        f"{clean} are clean to it, and {spoilt} of each kind of those that were smeared or patched on purpose are not."
+        " *Cleanly drawn too* also asks that no face is smeared and no object has a patch of another hue: "
+        f"{clean} of true drawings pass, and {spoilt} of each kind of those that were spoilt so on purpose are caught."
     )
 
 
@@ -220,9 +220,11 @@ def _span(shares: Iterable[float]) -> str:
 def _gates(found: Any) -> str:
     """Whether all that a picture depends on can be read from the features that networks are given."""
     missed = [f"{m['facet']} from the {m['features']} features, {m['read']:.3f}" for m in found["missed"]]
-    asked = "0.99 of every facet from the text features, 0.95 of counts and relations from a picture's"
-    said = f"missed are {', '.join(missed)}" if missed else "and is"
-    return f"What a probe should read at least before a generator is trained: {asked}; {said}."
+    return (
+        "Before a generator is trained, a small probe should read every facet from the text features in 0.99 of "
+        "captions, and counts and relations from a picture's in 0.95. "
+        + (f"All are, but for {', '.join(missed)}." if missed else "All are.")
+    )
 
 
 def _editing(found: Any) -> str:

@@ -61,4 +61,5 @@ same = pipe(["a large pink butterfly", "a red star"], n=2)
 print("largest difference from the English:", float((drawn.tensor - same.tensor).abs().max()))
 
 # An encoder with a space of its own needs a generator that was trained on it: `zoo train recipes/unet.toml
-# text_encoder=FOLDER` trains one, and zoo.load(MODEL, text_encoder=..., generator=...) takes both.
+# text_encoder=FOLDER` trains one, and `python -m zoo.train.ship` makes a model of both. docs/text-encoders.md has what
+# that gave.
