@@ -245,6 +245,7 @@ def test_devices_and_types(shelf: Path) -> None:
     full = pipe.to("cpu", torch.float32)(RED, n=1, progress=False).tensor
     assert low.dtype == torch.float32
     assert not torch.equal(low, full)
+    assert {p.dtype for p in pipe.to(torch.bfloat16).decoder.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="device 'mars' cannot be used"):
         zoo.load("tiny", device="mars")
 

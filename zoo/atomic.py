@@ -23,14 +23,15 @@ _writing: set[Path] = set()  # what this process has not finished yet
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`, file or folder, that takes its place only when the block ends well.
 
-    Durable ones reach the disk before the rename does, so a power cut leaves them whole or not there, never half. (A
-    folder that was there before is moved aside for the moment between two renames; if the process dies in that moment,
-    `restore`, which the next call begins with, brings it back.) Threads and processes do not get into each other's way;
-    of those that write one path, the last wins.
+    Durable ones reach the disk before the rename does, so a power cut leaves them whole or not there, never half; and
+    what writers of this path that died left beside it is cleared away. (A folder that was there before is moved aside
+    for the moment between two renames; if the process dies in that moment, `restore`, which the next call begins with,
+    brings it back.) Threads and processes do not get into each other's way: of those that write a path, the last wins.
     """
-    restore(path)
-    for left in _left(path, ""):
-        _remove(left)
+    if durable:
+        restore(path)
+        for left in _left(path, ""):
+            _remove(left)
     mark = f"{os.getpid()}-{next(_turns)}"
     temporary, aside = (path.with_name(f".{path.name}.{kind}{mark}.tmp") for kind in ("", "old."))
     _writing.update((temporary, aside))
@@ -105,7 +106,7 @@ def _alive(process: int, path: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only what may be written
     try:
         os.fsync(descriptor)
     finally:

@@ -21,6 +21,7 @@ from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.noise import INITIAL
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
+from zoo.diffusion.spacing import Grid
 from zoo.interface import Conditioning, NoiseSource, Observer, Sampling, TextFeatures, TextSpec
 
 CORRECTIONS = 5  # of a picture's means: what is left halves with each where half of the pixels cannot follow
@@ -93,7 +94,7 @@ class Stage(nn.Module):
             shape,
             stage=config.name,
             observe=observe,
-            grid=grid_of(config.convention, config.schedule, asked),
+            grid=self._grid(asked),
         )
         return consistent(made, small) if config.consistent else made
 
@@ -101,7 +102,8 @@ class Stage(nn.Module):
         """Whether it can be sampled so.
 
         Raises:
-            ValueError: guidance of a stage that reads no text, or an augmentation outside [0, 1].
+            ValueError: guidance of a stage that reads no text, an augmentation outside [0, 1], or times that its
+                schedule does not have.
         """
         if self.config.text is None and sampling.guidance != 1:
             raise ValueError(
@@ -109,11 +111,15 @@ class Stage(nn.Module):
                 f"leave its guidance at 1 (got {sampling.guidance:g})"
             )
         check_level(torch.tensor([self.level(sampling)]))
+        self._grid(sampling)
 
     def level(self, sampling: Sampling) -> float:
         """How much noise the smaller picture gets: what is asked for, or the stage's own."""
         asked, own = sampling.augmentation, self.config.sampling.augmentation
         return (own or 0.0) if asked is None else asked
+
+    def _grid(self, sampling: Sampling) -> Grid:
+        return grid_of(self.config.convention, self.config.schedule, sampling)
 
     def _text(self, text: TextFeatures) -> dict[str, Tensor | None]:
         return {} if self.config.text is None else {"tokens": text.tokens, "mask": text.mask}

@@ -104,12 +104,12 @@ def asked(
     Raises:
         ValueError: the hub, or the way to it, refuses: the repository, `otherwise`, and the reason are told.
     """
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return ask()
     except Exception as error:  # the client's transport has errors of its own, which change with its versions
-        unknown = isinstance(error, (RepositoryNotFoundError, HFValidationError))
+        unknown = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError))
         if fallback is not None and not unknown:  # no network: perhaps it is kept here
             return fallback
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -89,8 +89,13 @@ class Pipeline(Adaptive):
         parts = ", ".join(type(part).__name__ for part in (self.text_encoder, self.generator, self.decoder))
         return f"Pipeline({self.name!r}: {parts})"
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the parts that hold weights to a device, to a floating type, or both; returns the pipeline."""
+    def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the parts that hold weights to a device, to a floating type, or both; returns the pipeline.
+
+        They are moved in place: another pipeline that holds one of them sees it moved.
+        """
+        if isinstance(device, torch.dtype):  # as torch's own modules take it
+            device, dtype = None, device
         for part in (self.text_encoder, self.generator, self.decoder, self.image_encoder):
             if isinstance(part, nn.Module):
                 part.to(device=None if device is None else device_of(device), dtype=dtype)
@@ -242,7 +247,7 @@ class Pipeline(Adaptive):
         walked = first["steps"] if start is None else max(1, round(first["steps"] * start.strength))
         total = -(-count // batch) * (walked + sum(how.steps for how in chain.values()))
         with _observer(progress, callback, total) as observe:
-            images = torch.cat([_in_memory(make, rows, observe) for rows in torch.arange(count).split(batch)])
+            images = torch.cat([*_in_memory(make, torch.arange(count), batch, observe)])
         settings = first | {"height": images.shape[-2], "width": images.shape[-1]}
         if chain:
             settings |= {"stages": {stage: asdict(how) for stage, how in chain.items()}}
@@ -293,15 +298,24 @@ def _observer(progress: bool, callback: Observer | None, total: int) -> Iterator
         yield observe
 
 
-def _in_memory(make: Callable[[Tensor, Observer], Tensor], rows: Tensor, observe: Observer) -> Tensor:
-    """What `make` gives for these rows, in halves where memory is short: no image depends on its neighbours."""
-    try:
-        return make(rows, observe)
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-    # Here and not in the handler, where the error would keep the tensors of the failed try alive.
-    return torch.cat([_in_memory(make, half, observe) for half in rows.chunk(2)])
+def _in_memory(
+    make: Callable[[Tensor, Observer], Tensor], rows: Tensor, batch: int, observe: Observer
+) -> Iterator[Tensor]:
+    """What `make` gives for these rows, `batch` at once, and half as many from where memory is short: no image depends
+    on its neighbours."""
+    while len(rows):
+        try:
+            made = make(rows[:batch], observe)
+        except torch.OutOfMemoryError:
+            if len(rows[:batch]) == 1:
+                raise
+            made = None
+        # Here and not in the handler, where the error would keep the tensors of the failed try alive.
+        if made is None:
+            batch = -(-len(rows[:batch]) // 2)
+        else:
+            yield made
+            rows = rows[batch:]
 
 
 def device_of(device: str | torch.device) -> torch.device:

@@ -105,7 +105,7 @@ def mark_of(**tensors: Tensor | None) -> str:
 
 
 def _mark(value: Mapping[str, object] | Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _slug(prompt: str) -> str:

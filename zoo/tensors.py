@@ -197,10 +197,10 @@ def _settle(path: Path) -> None:
 
 def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Floating tensors of two dimensions or more as int8, with scales [rows] in float32 under a name of their own; all
-    others as float16."""
+    others as float16, also those of one row, for which one scale would be too few."""
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or tensor.ndim < 2 or not tensor.numel():
+        if not tensor.is_floating_point() or tensor.ndim < 2 or len(tensor) < 2 or not tensor.numel():
             packed[name] = tensor.half() if tensor.is_floating_point() else tensor
             continue
         rows = tensor.detach().float().cpu().flatten(1)

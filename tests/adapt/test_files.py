@@ -92,6 +92,7 @@ def test_names(files: dict[str, Path]) -> None:
     assert [stem(source) for source in (files["lora"], "owner/name", "folder/", "a.b.bin")] == [
         *("lora", "name", "folder", "a.b")
     ]
+    assert stem(r"C:\loras\style.safetensors") == "style"
 
 
 def test_words_act_by_being_said_and_others_by_being_asked_for(pipe: Pipeline, files: dict[str, Path]) -> None:

@@ -108,8 +108,14 @@ def test_adapters_that_visitors_bring(
     change, offered = handlers.bring(str(mine), [], [])
     assert offered == [("style", str(mine))]
     assert change["value"] == [str(mine)]
-    first, second, *_ = handlers.strengths([str(mine)])
-    assert (first["label"], first["visible"], second["visible"]) == ("Strength of style", True, False)
+    slid, first, second, *_ = handlers.strengths([str(mine)], [], *[1.0] * draw.ADAPTERS)
+    assert slid == [str(mine)]
+    assert (first["label"], first["visible"], first["value"]) == ("Strength of style", True, 1)
+    assert not second["visible"]
+    slid, first, second, *_ = handlers.strengths([str(mine), str(yours)], slid, 0.3, 0.7, 1.0, 1.0)
+    assert (first["value"], second["value"]) == (0.3, 1), "a new one begins at 1, wherever the slider stood"
+    slid, first, second, *_ = handlers.strengths([str(yours)], slid, 0.3, -0.5, 1.0, 1.0)
+    assert (slid, first["value"], second["visible"]) == ([str(yours)], -0.5, False), "each keeps its own"
     drawn = [
         next(handlers.draw(["tiny"], RED, steps="1", film=False, adapters=[str(path)], strength_1=0.5))[0][0].result
         for path in (mine, yours, mine)

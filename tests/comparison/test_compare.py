@@ -11,6 +11,7 @@ import weakref
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -66,6 +67,10 @@ def test_every_model_draws_the_same_prompts_with_the_same_seeds(found: Compariso
     assert [row.settings["steps"] for row in found.rows] == [2, 3, 2], "a spec's own steps come first"
     assert [row.pictures[0].size for row in found.rows] == [(32, 32), (32, 32), (64, 64)]
     assert [row.evaluations["generator"] for row in found.rows] == [4, 6, 4]
+
+
+def test_a_seed_of_another_library_is_one_seed(shelf: Path) -> None:
+    assert zoo.compare(["tiny"], "a star", seed=np.int64(3), **QUICK).seeds == (3,)
 
 
 @pytest.mark.slow
@@ -314,6 +319,16 @@ def test_command(
         "a star",
         "粉色的蝴蝶",
     ]
+
+    def broken(*_: object, err: bool = False, **__: object) -> None:
+        if not err:
+            raise BrokenPipeError("nobody reads")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("typer.echo", broken)
+        assert command(patched, "a red circle", "--models", "tiny", "--out", str(tmp_path / "unread"), *quick) == 2
+    assert (tmp_path / "unread" / "report.html").is_file(), "what took long to measure is kept, whoever reads it"
+    capsys.readouterr()
     for arguments, message in (
         (["a star"], "no models to compare"),
         (["--models", "tiny"], "no prompts to compare by"),

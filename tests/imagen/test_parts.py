@@ -117,6 +117,14 @@ def test_a_stage_is_sampled_as_the_call_says(draw: Draw) -> None:
         ({"stages": {"first": {"step": 1}}}, "knows no setting step"),
         ({"stages": {"first": {"steps": 0}}}, "steps must be a whole number"),
         ({"stages": {"first": {"sampler": "dpm"}}}, "dpm"),
+        ({"stages": {"second": {"spacing": "trailling"}}}, "unknown spacing 'trailling'; did you mean 'trailing'"),
+        ({"stages": {"second": {"steps": 2000, "spacing": "lcm"}}}, "2000"),
+        ({"stages": {"first": {"guidance": "4"}}}, "guidance is a number, not '4'"),
+        ({"stages": {"first": {"guidance": None}}}, "guidance is a number, not None"),
+        ({"stages": {"first": {"sampler": ["ddim"]}}}, r"sampler is a name, not \['ddim'\]"),
+        ({"stages": {"first": {"spacing": 5}}}, "spacing is a name, not 5"),
+        ({"stages": {"first": {"interval": 3}}}, "interval is two numbers, such as"),
+        ({"stages": {"first": {"eta": True}}}, "eta is a number, not True"),
         ({"stages": [{"steps": 1}]}, r"by the stages' names \(first, second\)"),
         ({"stages": {"first": 4}}, "settings of stage 'first' are given by name"),
         ({"augmentation": 1.5}, "augmentation level lies in"),
@@ -261,7 +269,7 @@ def test_short_memory_halves_the_batch(pipe: Pipeline, draw: Draw, monkeypatch: 
 
     monkeypatch.setattr(pipe.decoder, "decode", scarce)
     assert same(draw(RED, n=4).tensor, usual)
-    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert sizes == [4, 2, 1, 1, 1, 1], "what was too much once is not tried again"
 
 
 def test_another_encoder_is_refused_with_the_reason(pipe: Pipeline, vocabulary: bytes) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from huggingface_hub.errors import RevisionNotFoundError
 
 import zoo
 from zoo import hub, registry
@@ -153,6 +154,24 @@ def test_a_hub_is_asked_for_those_files_alone(
 
 class TransportError(Exception):
     """What a client of the hub raises where there is no network: a class of whatever it is built on, httpx today."""
+
+
+class NoRevisionError(RevisionNotFoundError):
+    """The hub's answer, without the response that it comes from."""
+
+    def __init__(self, said: str) -> None:
+        Exception.__init__(self, said)
+
+
+def test_a_revision_that_is_not_there_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def list_repo_files(self, repository: str, revision: str | None) -> list[str]:
+            raise NoRevisionError("Revision Not Found: tunned")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    with pytest.raises(ValueError, match="can be fetched: Revision Not Found: tunned"):
+        zoo.load(REPOSITORY, device="cpu", revision="tunned")
 
 
 @pytest.mark.parametrize("kind", [OSError, TransportError])

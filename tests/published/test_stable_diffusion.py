@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +17,7 @@ from zoo.interface import Conditioning
 from zoo.pipeline import Pipeline
 from zoo.text.bert import BertTextEncoder
 from zoo.text.clip import ClipTextEncoder
+from zoo.text.tokenizer import UnknownWords
 
 if TYPE_CHECKING:
     from tests.published.conftest import Checkpoint
@@ -85,6 +88,19 @@ def test_what_the_folder_says_is_the_default(pair: tuple[Pipeline, Checkpoint]) 
     assert pipe.defaults.sampler == ("ddim" if checkpoint.kind == "sd21" else "plms")
     assert isinstance(pipe.text_encoder, BertTextEncoder if checkpoint.kind == "taiyi" else ClipTextEncoder)
     assert {p.dtype for p in pipe.generator.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["sd15", "taiyi"])
+def test_threads_share_a_tokenizer(kind: str, checkpoints: dict[str, Checkpoint]) -> None:
+    """Also where prompts have words that are not known, which are looked for in the same pass."""
+    encoder = zoo.load(checkpoints[kind].folder, device="cpu").text_encoder
+    prompts = [f"{prompt} {'🦊 ' * (i % 3)}" for i, prompt in enumerate(PROMPTS.get(kind, ENGLISH) * 8)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownWords)
+        alone = [encoder.encode([prompt]).tokens for prompt in prompts]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda prompt: encoder.encode([prompt]).tokens, prompts))
+    assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "taiyi"])

@@ -56,7 +56,8 @@ def kind(path: Path) -> Kind:
 
 def stem(source: str | Path) -> str:
     """The name that an adapter goes by unless it is given another: its file's or repository's."""
-    return re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", str(source).rstrip("/").rpartition("/")[2])
+    last = re.split(r"[/\\]", str(source).rstrip("/\\"))[-1]
+    return re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", last)
 
 
 def split(text: str) -> tuple[str, float]:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, TypeVar
 
 import gradio as gr
+import torch
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -122,11 +123,15 @@ class Handlers:
         offered = [*(pair for pair in offered if pair[1] != file), (Path(file).stem, file)]
         return gr.update(choices=offered, value=[*chosen, file]), offered
 
-    def strengths(self, chosen: list[str]) -> list[Any]:
-        """A slider for each adapter that is chosen."""
-        names = [Path(source).stem for source in chosen][: draw.ADAPTERS]
-        hidden = [gr.update(visible=False)] * (draw.ADAPTERS - len(names))
-        return [*(gr.update(visible=True, label=f"Strength of {name}") for name in names), *hidden]
+    def strengths(self, chosen: list[str], before: list[str], *said: float) -> list[Any]:
+        """What was chosen, and a slider for each of it: an adapter keeps its strength, a new one begins at 1."""
+        chosen = chosen[: draw.ADAPTERS]
+        kept = dict(zip(before, said, strict=False))  # there are sliders to spare
+        sliders = [
+            gr.update(visible=True, label=f"Strength of {Path(source).stem}", value=kept.get(source, 1))
+            for source in chosen
+        ]
+        return [chosen, *sliders, *[gr.update(visible=False)] * (draw.ADAPTERS - len(chosen))]
 
     def _wish(self, said: Sequence[Any], **more: Any) -> Wish:
         models, prompt, negative, count, seed, sampler, steps, guidance, film, sources, *strengths = said
@@ -207,4 +212,7 @@ def _told() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         text = html.escape(str(error), quote=False)
+        raise gr.Error(text, duration=None, print_exception=False) from error
+    except torch.OutOfMemoryError as error:
+        text = "there is not enough memory for these pictures: ask for fewer, or smaller ones"
         raise gr.Error(text, duration=None, print_exception=False) from error

@@ -96,7 +96,14 @@ def _adapters(models: Models, handlers: Handlers) -> tuple[gr.Dropdown, list[gr.
     sliders = [gr.Slider(-2, 2, 1, step=0.05, visible=False, interactive=True) for _ in range(ADAPTERS)]
     brought = gr.UploadButton("Bring a LoRA file", file_types=[".safetensors"], size="sm", elem_id="bring")
     brought.upload(handlers.bring, [brought, offered, chosen], [chosen, offered], api_visibility="private")
-    chosen.change(handlers.strengths, chosen, sliders, api_visibility="private", show_progress="hidden")
+    slid = gr.State([], time_to_live=HOUR)  # whose sliders they are
+    chosen.change(
+        handlers.strengths,
+        [chosen, slid, *sliders],
+        [slid, *sliders],
+        api_visibility="private",
+        show_progress="hidden",
+    )
     return chosen, sliders
 
 

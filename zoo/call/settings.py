@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from numbers import Real
 
 from torch import Tensor
 
@@ -103,9 +104,26 @@ def check_noise(generator: Generator, noise: Tensor | None, count: int, size: tu
         raise ValueError(f"noise has shape {list(noise.shape)}, but these {count} images start from {list(wanted)}")
 
 
+NUMBERS = ("guidance", "rescale", "eta", "threshold", "cap", "augmentation")  # None where a stage may leave it open
+
+
 def _checked(sampling: Sampling) -> Sampling:
+    for name in NUMBERS:
+        value = getattr(sampling, name)
+        if not _is_number(value) and (value is not None or getattr(Sampling, name) is not None):
+            raise ValueError(f"{name} is a number, not {value!r}")
+    for name in ("sampler", "spacing"):
+        if not isinstance(value := getattr(sampling, name), str):
+            raise ValueError(f"{name} is a name, not {value!r}")
+    ends = sampling.interval
+    if ends is not None and not (isinstance(ends, Sequence) and len(ends) == 2 and all(map(_is_number, ends))):
+        raise ValueError(f"interval is two numbers, such as (1.0, 100.0), not {ends!r}")
     if not isinstance(sampling.steps, int) or sampling.steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, not {sampling.steps!r}")
     find_sampler(sampling.sampler, sampling.eta)  # raises where there is none such
     check_settings(sampling)
     return sampling
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

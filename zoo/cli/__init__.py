@@ -26,3 +26,7 @@ def main() -> None:
         app(prog_name="zoo")
     except (ValueError, OSError) as error:
         fail(error, 2)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):  # which torch need not be imported to be told by
+            raise
+        fail(ValueError(f"{str(error).splitlines()[0]} Try fewer images at once, a smaller size, or --device cpu."), 2)

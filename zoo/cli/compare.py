@@ -86,8 +86,9 @@ def compare(
         progress=sys.stderr.isatty(),
         **{name: value for name, value in asked.items() if value is not None},
     )
+    paths = found.save(out)  # before anything is printed, which may fail where it goes to a file or a pipe
     typer.echo(found, nl=False)
-    for path in found.save(out):
+    for path in paths:
         typer.echo(path)
 
 

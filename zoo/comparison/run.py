@@ -97,7 +97,7 @@ def compare(
     """
     specs = parse_all(models)
     asked_prompts = as_prompts(prompts)
-    seeds = as_seeds(seed, 1 if n is None and isinstance(seed, int) else n, 1)
+    seeds = as_seeds(seed, 1 if n is None and not isinstance(seed, Sequence) else n, 1)
     _check(specs, equal, scored, alignment, language, inception, repeats, settings)
     place = device_of(device)
     clip = Clip.load(registry.clip()).to(place)
@@ -319,4 +319,6 @@ def _range(seeds: Sequence[int]) -> str:
 def _machine(place: torch.device) -> str:
     if place.type == "cuda":
         return f"{torch.cuda.get_device_name(place)}, torch {torch.__version__}."
+    if place.type == "mps":
+        return f"{platform.machine()} GPU (MPS), torch {torch.__version__}."
     return f"{platform.machine()} CPU, {_many(torch.get_num_threads(), 'thread')}, torch {torch.__version__}."

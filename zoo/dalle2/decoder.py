@@ -28,6 +28,7 @@ from zoo.dalle2.projection import ImageProjection, ImageProjectionConfig
 from zoo.diffusion.denoiser import Denoiser, Target, Variance
 from zoo.diffusion.sample import sample
 from zoo.diffusion.schedule import Schedule
+from zoo.diffusion.spacing import make_grid
 from zoo.interface import (
     ANY,
     Adaptable,
@@ -273,7 +274,9 @@ class UnclipDecoder(nn.Module):
 
     def check(self, sampling: Sequence[Sampling]) -> None:
         """Raises ValueError where a stage cannot be sampled so; the decoder's own first, then the upsamplers'."""
-        for stage, how in zip(self.upsamplers, sampling[1:], strict=True):
+        first, *rest = sampling
+        make_grid(self.config.schedule, first.steps, first.spacing)
+        for stage, how in zip(self.upsamplers, rest, strict=True):
             stage.check(how)
 
     @property

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo import tensors
 from zoo.arguments import Picture, as_images, as_seeds
 from zoo.cascade import shrunk
 from zoo.dalle2.decoder import STAGE, UnclipDecoder
@@ -27,7 +26,7 @@ from zoo.diffusion import inversion
 from zoo.diffusion.inversion import REFINEMENTS, slerp
 from zoo.diffusion.noise import GivenNoise, ImageNoise
 from zoo.interface import NoiseSource, Representation, Sampling
-from zoo.result import Result
+from zoo.result import Result, mark_of
 
 if TYPE_CHECKING:
     from zoo.pipeline import Pipeline
@@ -250,7 +249,7 @@ def _fitted(pipe: Pipeline, image: Picture) -> Tensor:
 
 
 def _mark(pipe: Pipeline, image: Picture) -> str:
-    return tensors.fingerprint({"picture": _fitted(pipe, image)})
+    return mark_of(picture=_fitted(pipe, image))
 
 
 def _fresh(pipe: Pipeline, stages: Stages | None) -> dict[str, Sampling]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zoo.diffusion.denoiser import Times
 from zoo.diffusion.schedule import Schedule
-from zoo.diffusion.spacing import Grid
+from zoo.diffusion.spacing import Grid, make_grid
 from zoo.interface import Sampling
 
 SPACING = "published"  # as `Sampling.spacing`: where the checkpoint's own scheduler would stop
@@ -142,14 +142,14 @@ class PublishedGrid(Grid):
         return Grid(*levels, landing=tuple(lands[i] for i in begins))
 
 
-def grid_of(convention: Convention | None, schedule: Schedule, sampling: Sampling) -> Grid | None:
-    """The points of the spacing "published", for a part that has a convention; None leaves it to `make_grid`.
+def grid_of(convention: Convention | None, schedule: Schedule, sampling: Sampling) -> Grid:
+    """The times that a part visits: those of the spacing "published" where it has a convention, or of `make_grid`.
 
     Schedulers of the strided kind may end at the least noise instead of clean data. Samplers that they are not, and
     which add noise in every step, would leave that of the last one in the picture, and go to clean data.
     """
     if convention is None or sampling.spacing != SPACING:
-        return None
+        return make_grid(schedule, sampling.steps, sampling.spacing)
     if convention.kind == "strided" and sampling.sampler in NOISY:
         convention = replace(convention, to_data=True)
     return convention.grid(schedule, sampling.steps)

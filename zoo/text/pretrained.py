@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class PublishedTokenizer:
         try:
             tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
             made = cls(tokenizer, min(int(tokenizer.model_max_length), longest))
-            made.tokenizer(["a"], padding="max_length", max_length=made.window)
+            made._split(["a"])
         except Exception as error:  # the library's reader may end in any error at all
             raise ValueError(f"{folder} cannot be read as a {kind} ({error}): fetch it again") from error
         return made
@@ -86,7 +86,8 @@ class PublishedTokenizer:
         prompts = list(prompts)
         if not prompts:
             return torch.zeros(0, self.window, dtype=torch.long)
-        rows = self.tokenizer(prompts, padding="max_length", max_length=self.window, truncation=False)["input_ids"]
+        split = self._split(prompts)
+        rows = split["input_ids"]
         markers = self.tokenizer.num_special_tokens_to_add()
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > self.window:
@@ -94,7 +95,7 @@ class PublishedTokenizer:
                     f"the prompt is {len(row) - markers} tokens long and the text encoder reads at most "
                     f"{self.window - markers}: shorten {prompt!r}"
                 )
-        strangers = list(dict.fromkeys(word for prompt in prompts for word in self.strangers(prompt)))
+        strangers = list(dict.fromkeys(self._strangers(prompts, split))) if self.unknown is not None else []
         if strangers:
             warnings.warn(
                 f"the text encoder does not know {', '.join(map(repr, strangers))}: expect the picture to ignore "
@@ -104,11 +105,30 @@ class PublishedTokenizer:
             )
         return torch.tensor(rows, dtype=torch.long)
 
-    def strangers(self, prompt: str) -> list[str]:
-        """What stands where a prompt's ids are unknown; a byte-level vocabulary knows everything."""
-        unknown = self.tokenizer.unk_token_id
-        if unknown is None or unknown == self.end:  # CLIP's own, which stands at the end of every prompt
-            return []
-        split = self.tokenizer(prompt, return_offsets_mapping=True, truncation=False)
-        places = zip(split["input_ids"], split["offset_mapping"], strict=True)
-        return [prompt[start:end] for token, (start, end) in places if token == unknown and end > start]
+    @property
+    def unknown(self) -> int | None:
+        """The id of what the vocabulary does not know; None of a byte-level one, which knows everything."""
+        found: int | None = self.tokenizer.unk_token_id
+        return None if found == self.end else found  # CLIP's own stands at the end of every prompt
+
+    def _split(self, prompts: list[str]) -> Mapping[str, Any]:
+        """Ids by prompt and, where some may be unknown, their places in the text.
+
+        Always asked in the same way, for the tokenizer keeps its padding: threads that change it disturb each
+        other.
+        """
+        found: Mapping[str, Any] = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.window,
+            truncation=False,
+            return_offsets_mapping=self.unknown is not None,
+        )
+        return found
+
+    def _strangers(self, prompts: Sequence[str], split: Mapping[str, Any]) -> Iterator[str]:
+        """What stands where ids are unknown."""
+        for prompt, row, places in zip(prompts, split["input_ids"], split["offset_mapping"], strict=True):
+            yield from (
+                prompt[a:b] for token, (a, b) in zip(row, places, strict=True) if token == self.unknown and b > a
+            )
