@@ -1,15 +1,16 @@
 """What adapters cost: a step of the U-Net with and without them, and a training step beside PEFT's.
 
-python benchmarks/adapt.py [rank] [rounds]
+python benchmarks/adapt.py [rank] [rounds] [--check]
 
-First the models that ship, drawing with an adapter of theirs; then a U-Net a fifth as wide as Stable Diffusion 1's,
-with random weights. Times are medians of interleaved rounds, beside the most that was asked of a ratio. Memory is what
-the process, which has done nothing else, grows by from before training to its highest (on a GPU: what is allocated on
-it).
+First every model at hand that has adapters, drawing with each of them; then a U-Net a fifth as wide as Stable
+Diffusion 1's, with random weights. Times are medians of interleaved rounds, beside the most that was asked of a ratio.
+Memory is what the process, which has done nothing else, grows by from before training to its highest (on a GPU: what is
+allocated on it). With --check the exit status is 1 if a ratio is above its limit.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import resource
@@ -17,51 +18,62 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zoo.adapt.lora import LoRA
 
 WAYS = ("zoo", "peft")
 SIDE = 16  # of the latents
+CHANNELS = (64, 128, 256, 256)
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
-SHIPPED = {"stable-diffusion-small": "p7", "imagen-small": "creatures"}
 MERGED, OF_PEFT = 1.02, 1.05  # at most, of a step without adapters, and of PEFT's training step
 
 
-def main(rank: int = 4, times: int = 15) -> None:
+def main(rank: int = 4, times: int = 15, check: bool = False) -> None:
     import torch
+
+    import zoo
+    from zoo.registry import list_adapters
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{platform.machine()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}, LoRA of rank {rank}")
-    for name, adapter in SHIPPED.items():
-        shipped(name, adapter, times, device)
-    steps(rank, times, device)
+    ratios: dict[str, tuple[float, float]] = {}  # and the most that was asked of each
+    for name in zoo.list_models():
+        for adapter in list_adapters(name):
+            ratios[f"{name} with {adapter} merged"] = shipped(name, adapter, times, device), MERGED
+    ratios["the U-Net's step, merged"] = steps(rank, times, device), MERGED
     print(f"training step, batch 2, {SIDE} x {SIDE} latents")
     taken = rounds({way: trainer(rank, way, device) for way in WAYS}, device, times)
     held: dict[str, int] = {}
     for way in WAYS:
-        # A process of its own each: memory that one has touched would be free for the next.
-        done = subprocess.run(
-            [sys.executable, __file__, str(rank), str(times), way], check=True, capture_output=True, text=True
-        )
-        held[way] = int(done.stdout)
+        held[way] = alone(rank, times, way)
         print(f"  {way:24} {taken[way] * 1000:8.1f} ms  {held[way] / 2**20:8.1f} MiB")
-    ratios = [had["zoo"] / had["peft"] for had in (taken, held)]
-    print(f"  {'of PEFT':24} {ratios[0]:8.3f}     {ratios[1]:8.3f}      (at most {OF_PEFT})")
+    seconds, memory = taken["zoo"] / taken["peft"], held["zoo"] / held["peft"]
+    print(f"  {'of PEFT':24} {seconds:8.3f}     {memory:8.3f}      (at most {OF_PEFT})")
+    ratios |= {"seconds of training": (seconds, OF_PEFT), "memory of training": (memory, OF_PEFT)}
+    over = [f"{name} takes {ratio:.3f}, at most {most}" for name, (ratio, most) in ratios.items() if ratio > most]
+    if check and over:
+        raise SystemExit("above the limit: " + "; ".join(over))
 
 
-def shipped(name: str, adapter: str, times: int, device: str) -> None:
-    """A picture of four steps by a model that ships: bare, with its adapter acting, and merged."""
+def shipped(name: str, adapter: str, times: int, device: str) -> float:
+    """A picture of four steps by a model that ships: bare, with its adapter acting, and merged, whose ratio it is."""
     import zoo
 
     bare, adapted, merged = (zoo.load(name, device=device) for _ in range(3))
     for pipe in (adapted, merged):
-        pipe.load_adapter(adapter)
-    merged.merge(adapter)
-    asked = {"n": 1, "steps": 4, "progress": False}
+        pipe.load_adapter(adapter, name="its own")
+    merged.merge("its own")
+    asked: dict[str, Any] = {"n": 1, "steps": 4, "progress": False}
     taken = rounds(
         {
             "none": lambda: bare("a red star", **asked),
-            "acting": lambda: adapted("a red star", adapters={adapter: 1.0}, **asked),
+            "acting": lambda: adapted("a red star", adapters={"its own": 1.0}, **asked),
             "merged": lambda: merged("a red star", **asked),
         },
         device,
@@ -71,10 +83,11 @@ def shipped(name: str, adapter: str, times: int, device: str) -> None:
     for way, seconds in taken.items():
         limit = f"  (at most {MERGED})" if way == "merged" else ""
         print(f"  {way:24} {seconds * 1000:8.1f} ms  {seconds / taken['none']:8.3f} of none{limit}")
+    return taken["merged"] / taken["none"]
 
 
-def steps(rank: int, times: int, device: str) -> None:
-    """A call of the network: bare, with the adapter loaded but not asked for, acting, and merged."""
+def steps(rank: int, times: int, device: str) -> float:
+    """A call of the network: bare, with the adapter loaded but not asked for, acting, and merged, whose ratio it is."""
     import torch
 
     from zoo.adapt.active import use
@@ -108,6 +121,13 @@ def steps(rank: int, times: int, device: str) -> None:
         print(f"  {name:24} {seconds * 1000:8.1f} ms  {seconds / taken['none']:8.3f} of none")
     ratio = merged["merged"] / merged["none"]
     print(f"  {'merged':24} {merged['merged'] * 1000:8.1f} ms  {ratio:8.3f} of none  (at most {MERGED})")
+    return ratio
+
+
+def alone(rank: int, times: int, way: str) -> int:
+    """The bytes that training needs in a process of its own: memory that one has touched would be free for the next."""
+    command = [sys.executable, __file__, str(rank), str(times), "--way", way]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def training(rank: int, times: int, way: str) -> None:
@@ -133,7 +153,7 @@ def trainer(rank: int, way: str, device: str) -> Callable[[], None]:
 
     network, lora = build(rank, device)
     call = caller(device)
-    context: Callable[[], object] = nullcontext
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
     if way == "zoo":
         inject(network, lora, "a")
         parameters = list(lora.parameters())
@@ -147,7 +167,7 @@ def trainer(rank: int, way: str, device: str) -> Callable[[], None]:
     optimiser = torch.optim.AdamW(parameters, lr=1e-4)
 
     def step() -> None:
-        with context():  # type: ignore[attr-defined]
+        with context():
             loss = call(network).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -156,21 +176,23 @@ def trainer(rank: int, way: str, device: str) -> Callable[[], None]:
     return step
 
 
-def build(rank: int, device: str):  # type: ignore[no-untyped-def]
+def build(rank: int, device: str) -> tuple[nn.Module, LoRA]:
+    """A U-Net, and a LoRA for it that changes something."""
     import torch
 
     from zoo.adapt.lora import LoRA, Target
     from zoo.stable_diffusion.unet import UNet, UNetConfig
 
     torch.manual_seed(0)
-    network = UNet(UNetConfig(channels=(64, 128, 256, 256), groups=16)).requires_grad_(False).eval().to(device)
+    network = UNet(UNetConfig(channels=CHANNELS, groups=16)).requires_grad_(False).eval().to(device)
     lora = LoRA.build(network, [Target(pattern=f"*.{name}", rank=rank) for name in TARGETS])
     for layer in lora.layers.values():
         torch.nn.init.normal_(layer.up, std=0.01)
     return network, lora.to(device)
 
 
-def caller(device: str):  # type: ignore[no-untyped-def]
+def caller(device: str) -> Callable[[nn.Module], Tensor]:
+    """Calls a network, always with the same."""
     import torch
 
     from zoo.interface import Conditioning
@@ -209,8 +231,13 @@ def memory(device: str) -> int:
 
 
 if __name__ == "__main__":
-    numbers = [int(given) for given in sys.argv[1:3]]
-    if len(sys.argv) > 3:
-        training(*numbers, sys.argv[3])
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("rank", nargs="?", type=int, default=4)
+    arguments.add_argument("rounds", nargs="?", type=int, default=15)
+    arguments.add_argument("--check", action="store_true", help="exit with 1 if a ratio is above its limit")
+    arguments.add_argument("--way", choices=WAYS, help="print the bytes that training this way takes, and end")
+    asked = arguments.parse_args()
+    if asked.way is None:
+        main(asked.rank, asked.rounds, asked.check)
     else:
-        main(*numbers)
+        training(asked.rank, asked.rounds, asked.way)

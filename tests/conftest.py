@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 import sentencepiece
 import torch
@@ -24,6 +26,24 @@ from zoo.text.tokenizer import Tokenizer
 from zoo.weights import save_model
 
 WINDOW = 16
+
+
+def seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """What several tests share is the same whichever of them asks first."""
+    if fixturedef.scope != "function":
+        seed()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws depends neither on the tests before it nor on what they made already."""
+    seed()
 
 
 def captions() -> list[str]:
@@ -186,6 +206,25 @@ def tiny(tiny_models: Path) -> Pipeline:
     import zoo
 
     return zoo.load(tiny_models / "tiny", device="cpu")
+
+
+Lend = Callable[[Pipeline], Pipeline]
+
+
+@pytest.fixture
+def lend() -> Iterator[Lend]:
+    """Lend a pipeline that other tests use too: whatever becomes of the test, it comes back without adapters."""
+    lent: list[Pipeline] = []
+
+    def lend(pipe: Pipeline) -> Pipeline:
+        lent.append(pipe)
+        return pipe
+
+    yield lend
+    for pipe in lent:
+        pipe.unmerge()
+        for name in list(pipe.adapters()):
+            pipe.unload(name)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zoo.atomic import replacing, restore, write_image, write_text
+from zoo.atomic import _HOST, replacing, restore, write_image, write_text
 
 
 def test_a_folder_takes_the_place_of_another_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -41,11 +41,14 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, durabl
 
 
 def test_a_folder_that_a_living_process_replaces_is_left_to_it(tmp_path: Path) -> None:
-    aside = tmp_path / f".final.old.{os.getppid()}-0.tmp"
+    aside = tmp_path / f".final.old.{_HOST}-{os.getppid()}-0-ab.tmp"
     aside.mkdir()
     restore(tmp_path / "final")
     assert aside.exists()
-    aside.rename(tmp_path / ".final.old.999999999-0.tmp")
+    aside.rename(aside := tmp_path / ".final.old.00000000-999999999-0-ab.tmp")
+    restore(tmp_path / "final")
+    assert aside.exists(), "of processes on other machines nothing is known"
+    aside.rename(tmp_path / f".final.old.{_HOST}-999999999-0-ab.tmp")
     restore(tmp_path / "final")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
@@ -53,8 +56,9 @@ def test_a_folder_that_a_living_process_replaces_is_left_to_it(tmp_path: Path) -
 @pytest.mark.parametrize("process", [999999999, os.getpid()])
 def test_what_a_dead_process_left_is_cleared_away_and_nothing_else(tmp_path: Path, process: int) -> None:
     """Also if the dead one's number is ours by now."""
-    others = {".a[1].png.part.tmp", ".a[1].png.b.999999999-1.tmp", f".a[1].png.{os.getppid()}-1.tmp", "a1.png"}
-    for name in (*others, f".a[1].png.{process}-77.tmp"):
+    dead, alive, away = f"{_HOST}-999999999-1-ab.tmp", f"{_HOST}-{os.getppid()}-1-ab.tmp", "00000000-999999999-1-ab.tmp"
+    others = {".a[1].png.part.tmp", f".a[1].png.b.{dead}", f".a[1].png.{alive}", f".a[1].png.{away}", "a1.png"}
+    for name in (*others, f".a[1].png.{_HOST}-{process}-77-ab.tmp"):
         (tmp_path / name).write_text("x")
     with replacing(tmp_path / "a[1].png") as temporary:
         temporary.write_text("made")

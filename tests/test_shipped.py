@@ -16,7 +16,9 @@ import zoo
 from zoo import config as configs
 from zoo import model_card
 from zoo.data.scenes import Description, Item
+from zoo.evaluate import lessons
 from zoo.evaluate.checker import judge
+from zoo.evaluate.personalisation import Contestant
 from zoo.evaluate.tasks import MEAN_OF
 from zoo.pipeline import Pipeline
 from zoo.train import overview
@@ -25,6 +27,19 @@ ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "weights"
 MODELS = sorted(path.parent.name for path in SHIPPED.glob("*/config.json") if path.parent.name in zoo.list_models())
 STEP = 1 / 255 + 1e-6
+LEAST = {  # overall scores in English: of what shipped last, but for what is within its error
+    "stable-diffusion-small": {"seen": 0.90, "held_out": 0.80},
+    "stable-diffusion-small-lcm": {"seen": 0.75, "held_out": 0.70},
+    "imagen-small": {"seen": 0.84, "held_out": 0.74},
+    "dalle2-small": {"seen": 0.70, "held_out": 0.42},
+}
+RIGHT = {"stable-diffusion-small": 14, "stable-diffusion-small-lcm": 11, "imagen-small": 11, "dalle2-small": 9}  # of 16
+ADAPTERS = {"stable-diffusion-small": {"creatures", "four-steps", "p7"}, "imagen-small": {"creatures"}}
+LEARNED = [  # model, lesson, and the share of 50 pictures that are right in everything
+    ("stable-diffusion-small", "p7", 0.5),
+    ("stable-diffusion-small", "creatures", 0.3),
+    ("imagen-small", "creatures", 0.3),
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +73,23 @@ def test_the_overall_score_is_the_mean_of_the_six_tasks(name: str) -> None:
     assert scores["images"] >= cells * 16
 
 
-def test_the_scores_are_worth_shipping() -> None:
-    scores: Any = configs.read(SHIPPED / "stable-diffusion-small").results["evaluation"]
-    for split, least in (("seen", 0.90), ("held_out", 0.80)):
+@pytest.mark.parametrize(("name", "overall"), LEAST.items())
+def test_what_ships_is_no_worse_than_what_shipped(name: str, overall: dict[str, float]) -> None:
+    scores: Any = configs.read(SHIPPED / name).results["evaluation"]
+    for split, least in overall.items():
         english, chinese = scores["overall"][split]["en"], scores["overall"][split]["zh"]
         assert english >= least
+        assert chinese >= english - 0.07
+    if name == "stable-diffusion-small":
         assert chinese >= english - 0.05  # 0.03 is the goal; on held-out combinations it is missed by 0.004
-    assert min(share for task in scores["tasks"].values() for share in task["seen"].values()) >= 0.80
+        assert min(share for task in scores["tasks"].values() for share in task["seen"].values()) >= 0.80
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-small", "imagen-small", "dalle2-small"])
+def test_the_best_of_eight_by_clip_is_better_than_any(name: str) -> None:
+    rerank: Any = configs.read(SHIPPED / name).results["rerank"]
+    assert (rerank["prompts"], rerank["candidates"]) == (100, 8)
+    assert rerank["gain_interval"][0] > 0
 
 
 def test_decoders_lose_little() -> None:
@@ -73,9 +98,15 @@ def test_decoders_lose_little() -> None:
     usual = enlarging["levels"][f"{enlarging['used']:g}"]
     assert usual["ok"] >= 0.97
     assert usual["colour_error"] <= 2  # of 255
+    assert max(map(float, enlarging["levels"])) == 0.5
+    assert len({level["psnr"] for level in enlarging["levels"].values()}) == len(enlarging["levels"])
+    inversion: Any = configs.read(SHIPPED / "dalle2-small").results["inversion"]
+    assert inversion["whole"] >= 25  # dB
 
 
-def test_it_draws_what_it_is_asked_for(pipe: Pipeline) -> None:
+@pytest.mark.parametrize(("name", "least"), RIGHT.items())
+def test_it_draws_what_it_is_asked_for(name: str, least: int) -> None:
+    pipe = zoo.load(name, device="cpu")
     asked = {
         "a large red circle on a white background": Description((Item("circle", "red", "large"),), background="white"),
         "a green star, cartoon": Description((Item("star", "green"),), style="cartoon"),
@@ -84,7 +115,7 @@ def test_it_draws_what_it_is_asked_for(pipe: Pipeline) -> None:
     }
     drawn = pipe(list(asked), n=4, seed=0, progress=False)
     right = [judge(picture, asked[prompt]).ok for prompt, picture in zip(drawn.prompts, drawn.tensor, strict=True)]
-    assert sum(right) >= 12, right
+    assert sum(right) >= least, right
 
 
 def test_the_empty_prompt_draws_something(pipe: Pipeline) -> None:
@@ -155,14 +186,35 @@ def test_a_wheel_in_an_environment_of_its_own_draws_the_same_picture(pipe: Pipel
     assert (theirs - pipe("a red star", n=1, seed=3, progress=False).tensor).abs().max() <= STEP
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if configs.read(SHIPPED / name).adapters])
-def test_adapters_that_come_along_show(name: str) -> None:
-    pipe = zoo.load(name, device="cpu")
-    settings: Any = {"n": 1, "steps": 4, "progress": False}
-    for adapter, said in configs.read(SHIPPED / name).adapters.items():
+@pytest.mark.parametrize("name", MODELS)
+def test_adapters_come_along(name: str) -> None:
+    adapters = configs.read(SHIPPED / name).adapters
+    assert adapters.keys() == ADAPTERS.get(name, set())
+    for adapter, said in adapters.items():
         most = 2e6 if adapter == "four-steps" else 1e6  # it draws everything in another way, others one thing more
         assert sum((SHIPPED / name / file).stat().st_size for file in said.files) < most
-        pipe.load_adapter(adapter)
-        asked = settings | said.settings
-        plain, adapted = (pipe(said.prompt, adapters=one, **asked).tensor for one in ({}, {adapter: 1.0}))
-        assert (plain - adapted).abs().mean() > 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "lesson", "least"), LEARNED)
+def test_adapters_draw_what_they_were_taught(name: str, lesson: str, least: float) -> None:
+    pipe = zoo.load(name, device="cpu")
+    pipe.load_adapter(lesson)
+    plain, taught = (
+        lessons.score(Contestant(name, pipe, {"adapters": adapters}), lesson, per_prompt=1, steps=10)
+        for adapters in ({}, {lesson: 1.0})
+    )
+    assert plain <= 0.02
+    assert taught >= least
+
+
+def test_four_steps_are_an_adapter_of_the_usual_model(pipe: Pipeline) -> None:
+    said = configs.read(SHIPPED / "stable-diffusion-small").adapters["four-steps"]
+    pipe.load_adapter("four-steps")
+    try:
+        few = pipe(said.prompt, n=2, adapters={"four-steps": 1.0}, progress=False, **said.settings)  # type: ignore[arg-type]
+    finally:
+        pipe.unload("four-steps")
+    folded = zoo.load("stable-diffusion-small-lcm", device="cpu")(said.prompt, n=2, progress=False)
+    assert few.settings["steps"] == folded.settings["steps"] == 4
+    assert (few.tensor - folded.tensor).abs().mean() < 0.02

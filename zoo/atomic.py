@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import secrets
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]  # a process's number says nothing elsewhere
 _turns = count()
 _writing: set[Path] = set()  # what this process has not finished yet
 
@@ -32,7 +36,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         restore(path)
         for left in _left(path, ""):
             _remove(left)
-    mark = f"{os.getpid()}-{next(_turns)}"
+    mark = f"{_HOST}-{os.getpid()}-{next(_turns)}-{secrets.token_hex(3)}"
     temporary, aside = (path.with_name(f".{path.name}.{kind}{mark}.tmp") for kind in ("", "old."))
     _writing.update((temporary, aside))
     try:
@@ -83,8 +87,8 @@ def restore(path: Path) -> None:
 
 
 def _left(path: Path, kind: str) -> list[Path]:
-    """What writers of `path` that are gone left beside it: unfinished, or (`kind` "old.") moved aside."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(kind)}(\d+)-\d+\.tmp")
+    """What writers of `path` that were here and are gone left beside it: unfinished, or (`kind` "old.") moved aside."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(kind)}{_HOST}-(\d+)-\d+-[0-9a-f]+\.tmp")
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     told = ((found, name.fullmatch(found.name)) for found in beside)
     return [found for found, match in told if match and not _alive(int(match[1]), found)]

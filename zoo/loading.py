@@ -144,7 +144,8 @@ def load(
 
     device: "auto" takes an accelerator if there is one. dtype: float32 unless given; in lower precision a seed's
     picture is no longer promised to be the same in every batch. Each part may be replaced: by a variant that the model
-    declares, by another model's part ("other-model/generator"), or by a part object.
+    declares, by another model's part ("other-model/generator"), or by a part object, which is moved to device and type
+    in place, as the others are: a pipeline that it came from sees it moved.
 
     Published checkpoints are folders in the diffusers layout and original single files (.safetensors, .ckpt; nothing in
     a pickle is run). Stage II of DeepFloyd IF is a decoder for stage I, decoder="if-ii-l/decoder". variant: of a

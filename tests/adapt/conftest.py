@@ -15,6 +15,7 @@ from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from tests.dalle2.conftest import SMALL
 from tests.dalle2.unclip import upsampler
+from tests.gan.conftest import SIZES, generator_network
 from tests.imagen.tiny import WIDTH, base, stage
 from zoo.adm import AdmUNetConfig
 from zoo.dalle2.autoregressive_prior import AutoregressiveConfig, AutoregressiveTransformer
@@ -133,6 +134,11 @@ def call_unclip(network: nn.Module) -> Tensor:
     return network(fixed(4, 3, 8, 8), times(), said)
 
 
+def call_gan(network: nn.Module) -> Tensor:
+    said = Conditioning(tokens=fixed(4, 6, SIZES["context_width"], seed=1), mask=MASK)
+    return network(fixed(4, 6), said)
+
+
 PARTS = {
     "unet": Part(unet, call_unet),
     "text_encoder": Part(clip_text, call_clip_text),
@@ -151,6 +157,7 @@ PARTS = {
     "autoregressive prior": Part(autoregressive, call_autoregressive),
     "unclip": Part(unclip, call_unclip),
     "upsampler": Part(lambda: upsampler().denoiser.network, call_upsampler),
+    "gan": Part(generator_network, call_gan),
 }
 
 

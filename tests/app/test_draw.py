@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import zoo
 from tests.app.conftest import write_lora
+from tests.conftest import Lend
 from tests.dalle2.unclip import decoder, prior, towers, write_clip
 from zoo.app import edit, models, view
 from zoo.app.draw import Drawing, Wish, draw, enlarged, longest, own_pixels, painted, save
@@ -143,29 +144,40 @@ def test_adapters_act_where_they_are_chosen(models: Models, tiny: Pipeline, tmp_
     assert torch.equal(plain.tensor, draw(models, Wish(["tiny"], RED, steps=2))[0].result.tensor)
 
 
-def test_adapters_wait_until_nobody_draws(tiny: Pipeline, tmp_path: Path) -> None:
-    model = shared(tiny)
+def test_adapters_wait_until_nobody_draws(
+    tiny: Pipeline, lend: Lend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shared(lend(tiny))
     path = str(write_lora(tiny, tmp_path / "late.safetensors"))
-    entered = threading.Event()
+    entered, waits = threading.Event(), threading.Event()
+    wait_for = model._idle.wait_for
+
+    def told(idle: Callable[[], bool]) -> bool:
+        waits.set()
+        return wait_for(idle)
 
     def bring() -> None:
         with model.drawing({"late": path}) as pipe:
             assert "late" in pipe.adapters()
             entered.set()
 
-    with model.drawing({}) as pipe:
-        waiting = threading.Thread(target=bring)
-        waiting.start()
-        assert not entered.wait(0.3)
-        assert "late" not in pipe.adapters()
-    waiting.join(30)
+    monkeypatch.setattr(model._idle, "wait_for", told)
+    with ThreadPoolExecutor(1) as pool:
+        with model.drawing({}) as pipe:
+            brought = pool.submit(bring)
+            assert waits.wait(30)
+            with model._idle:  # the thread lets go of it once it waits
+                assert not entered.is_set()
+                assert "late" not in pipe.adapters()
+        brought.result(30)
     assert entered.is_set()
-    tiny.unload("late")
 
 
-def test_only_the_latest_adapters_stay(tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_latest_adapters_stay(
+    tiny: Pipeline, lend: Lend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "KEPT", 2)
-    model = shared(tiny)
+    model = shared(lend(tiny))
     paths = {name: str(write_lora(tiny, tmp_path / f"{name}.safetensors")) for name in "abc"}
     for name, path in paths.items():
         with model.drawing({name: path}):
@@ -173,8 +185,6 @@ def test_only_the_latest_adapters_stay(tiny: Pipeline, tmp_path: Path, monkeypat
     assert list(tiny.adapters()) == ["b", "c"]
     with model.drawing({"a": paths["a"], "b": paths["b"]}):
         assert list(tiny.adapters()) == ["b", "a"], "those asked for stay"
-    for name in "ab":
-        tiny.unload(name)
 
 
 def shared(pipe: Pipeline) -> models.Model:

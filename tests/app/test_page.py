@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from gradio_client import Client
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 import zoo
 from zoo.app.models import Models
@@ -82,6 +83,29 @@ def wait(page: Page, pattern: str) -> None:
     expect(page.locator("#pictures")).to_contain_text(re.compile(pattern), timeout=PATIENCE)
 
 
+def middle_of(canvas: Locator) -> tuple[float, float]:
+    """Where on the page it is; no canvas is without a place for long."""
+    canvas.wait_for()
+    box = canvas.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def at_middle(page: Page, canvas: Locator) -> bytes:
+    """What is seen there, too small for the brush at the ends of a stroke to show."""
+    x, y = middle_of(canvas)
+    return page.screenshot(clip={"x": x - 4, "y": y - 4, "width": 8, "height": 8})
+
+
+def settled(page: Page, canvas: Locator, before: bytes) -> None:
+    """Wait until the middle of the canvas is no longer what it was before, nor changes any more."""
+    last, end = before, time.monotonic() + PATIENCE / 1000
+    while (now := at_middle(page, canvas)) == before or now != last:
+        assert time.monotonic() < end, "the canvas did not change"
+        last = now
+        page.wait_for_timeout(200)
+
+
 def test_a_visit(page: Page, small: Pipeline, tmp_path: Path) -> None:
     """Two models side by side, their steps, a download, a bad setting, and a part made anew."""
     page.locator("#prompt textarea").fill(PROMPT)
@@ -119,18 +143,18 @@ def test_a_visit(page: Page, small: Pipeline, tmp_path: Path) -> None:
     assert drawn.tobytes() == again.tobytes()
 
     page.get_by_role("tab", name="Inpaint").click()
-    page.locator("#take").click()
     canvas = page.locator("#painting canvas").first
+    nothing = at_middle(page, canvas)
+    page.locator("#take").click()
     expect(canvas).to_be_visible()
-    page.wait_for_timeout(5000)  # until the picture is on the canvas, which no element of the page tells
-    box = canvas.bounding_box()
-    assert box is not None
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    settled(page, canvas, nothing)  # no element of the page tells that the picture is on the canvas
+    before = at_middle(page, canvas)
+    x, y = middle_of(canvas)
     page.mouse.move(x, y - 30)
     page.mouse.down()
     page.mouse.move(x, y + 30, steps=5)
     page.mouse.up()
-    page.wait_for_timeout(1000)
+    settled(page, canvas, before)
     page.locator("#seed input").fill("5")
     page.locator("#inpaint").click()
     wait(page, r"seed 5.*seed 5")

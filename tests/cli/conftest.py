@@ -1,4 +1,4 @@
-"""The command line in this process, and a DALL-E 2 with random weights beside a CLIP that scores."""
+"""The command line in this process, and models with random weights: a DALL-E 2 beside its CLIP, one for maps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import latent_generator, shaken, text_encoder, vae_decoder
 from tests.dalle2.unclip import decoder, prior, towers, write_clip
 from zoo import cli
+from zoo.data.maps import CLASSES
 from zoo.registry import CLIP
+from zoo.stable_diffusion.parts import LatentGenerator
+from zoo.stable_diffusion.unet import UNet
 from zoo.weights import save_model
 
 
@@ -48,6 +52,23 @@ def unclip_models(tmp_path_factory: pytest.TempPathFactory, vocabulary: bytes) -
         summary="Random weights, for tests.",
     )
     return shelf
+
+
+@pytest.fixture(scope="session")
+def painter(tmp_path_factory: pytest.TempPathFactory, vocabulary: bytes) -> Path:
+    """The folder of a Stable Diffusion of 64x64 pictures that takes the maps of scenes."""
+    folder = tmp_path_factory.mktemp("painter")
+    encoder, vae = text_encoder(vocabulary), vae_decoder()
+    config = latent_generator(encoder, vae).config
+    unet = config.unet.model_copy(update={"in_channels": config.unet.out_channels + len(CLASSES)})
+    network = UNet(unet)
+    shaken(network, 3)
+    size = (64, 64)
+    generator = LatentGenerator.of(
+        network, config.model_copy(update={"unet": unet, "classes": CLASSES, "resolution": size})
+    )
+    save_model(folder, encoder, generator, vae, family="stable-diffusion", resolution=size)
+    return folder
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
-"""`zoo generate` where CLIP chooses among candidates."""
+"""`zoo generate`: options that change the picture, and CLIP that chooses among candidates."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+import zoo
 from tests.cli.conftest import Run
 from tests.dalle2.unclip import write_clip
 from zoo import film, registry
@@ -26,6 +29,87 @@ def seeds(out: str) -> list[int]:
         with Image.open(path) as image:
             found.append(int(image.text["seed"]))  # type: ignore[attr-defined]
     return found
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> dict[str, Path]:
+    """Files of pictures to draw by: a smooth one, a mask of its right half, a painted map."""
+    rough = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    half = Image.new("L", (32, 32))
+    half.paste(255, (16, 0, 32, 32))
+    painted = Image.new("L", (64, 64))
+    painted.paste(1, (8, 8, 40, 40))
+    pictures = {"IMAGE": Image.fromarray(rough).resize((32, 32), Image.Resampling.BICUBIC), "MASK": half}
+    paths = {name: tmp_path / f"{name.lower()}.png" for name in (*pictures, "LAYOUT")}
+    for name, picture in {**pictures, "LAYOUT": painted}.items():
+        picture.save(paths[name])
+    return paths
+
+
+def drawn(out: str) -> list[bytes]:
+    """The pictures that the command wrote, in its order."""
+    return [Image.open(path).tobytes() for path in out.splitlines()[:-1]]
+
+
+def wanted(pipe: Pipeline, **settings: Any) -> list[bytes]:
+    return [picture.tobytes() for picture in pipe(RED, **{"n": 1, "steps": 4, "progress": False, **settings}).images]
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ("-n 2", {"n": 2}),
+        ("--seed 7", {"seed": 7}),
+        ("--steps 2", {"steps": 2}),
+        ("--sampler euler", {"sampler": "euler"}),
+        ("--spacing karras", {"spacing": "karras"}),
+        ("--guidance 2", {"guidance": 2.0}),
+        ("--negative star", {"negative": "star"}),
+        ("--height 48", {"height": 48}),
+        ("--width 48", {"width": 48}),
+        ("--rescale 0.7", {"rescale": 0.7}),
+        ("--sampler ddim --eta 0.5", {"eta": 0.5}),
+        ("--image IMAGE", {"image": "IMAGE"}),
+        ("--image IMAGE --strength 0.25", {"strength": 0.25}),
+        ("--image IMAGE --mask MASK", {"mask": "MASK"}),
+    ],
+)
+def test_an_option_changes_the_picture_as_its_setting_does(
+    run: Run, tiny: Pipeline, given: dict[str, Path], tmp_path: Path, options: str, last: dict[str, object]
+) -> None:
+    """The last one; those before it are what it goes with."""
+    before = {"sampler": "ddim"} if "eta" in last else {"image": "IMAGE"} if {"strength", "mask"} & set(last) else {}
+
+    def settings(said: dict[str, Any]) -> dict[str, Any]:
+        return {name: Image.open(given[value]) if value in given else value for name, value in said.items()}
+
+    words = [str(given.get(word, word)) for word in options.split()]
+    asked = ["-m", "tiny", "-n", "1", "--steps", "4", "--device", "cpu", "-o", str(tmp_path / "out"), *words]
+    status, out, err = run("generate", RED, *asked)
+    assert status == 0, err
+    assert drawn(out) == wanted(tiny, **settings({**before, **last}))
+    assert drawn(out) != wanted(tiny, **settings(before))
+
+
+def test_a_layout_says_what_goes_where(run: Run, painter: Path, given: dict[str, Path], tmp_path: Path) -> None:
+    asked = ["-m", str(painter), "-n", "1", "--steps", "4", "--device", "cpu", "-o", str(tmp_path / "out")]
+    status, out, err = run("generate", RED, *asked, "--layout", str(given["LAYOUT"]))
+    assert status == 0, err
+    pipe = zoo.load(painter, device="cpu")
+    assert drawn(out) == wanted(pipe, layout=Image.open(given["LAYOUT"]))
+    assert drawn(out) != wanted(pipe)
+
+
+def test_a_picture_is_taken_upright(run: Run, tiny: Pipeline, given: dict[str, Path], tmp_path: Path) -> None:
+    """As a camera that was held upside down tells it."""
+    upside_down = Image.Exif()
+    upside_down[ExifTags.Base.Orientation] = 3
+    picture = Image.open(given["IMAGE"])
+    picture.save(tmp_path / "held.png", exif=upside_down)
+    asked = ["-m", "tiny", "-n", "1", "--steps", "4", "--device", "cpu", "--image", str(tmp_path / "held.png")]
+    status, out, err = run("generate", RED, *asked, "-o", str(tmp_path / "out"))
+    assert status == 0, err
+    assert drawn(out) == wanted(tiny, image=picture.transpose(Image.Transpose.ROTATE_180))
 
 
 def test_rerank_keeps_what_clip_likes(run: Run, tiny: Pipeline, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import zoo
 from tests.dalle2.test_keys import DECODER, PROJECTION, UnCLIPTextProjModel, noisy
 from tests.dalle2.unclip import decoder, prior, towers, upsampler, write_clip
 from tests.imagen.tiny import stage, t5
+from tests.pictures import same
 from zoo.clip import Clip
 from zoo.dalle2.configs import decoder_config_from_diffusers, projection_config_from_diffusers
 from zoo.dalle2.decoder import UnclipDecoder, UnclipDecoderConfig, UnclipNetwork, UnclipNetworkConfig
@@ -70,10 +71,6 @@ def draw(pipe: Pipeline) -> Draw:
 def meanings(clip: Clip) -> Representation:
     """The embeddings of two pictures."""
     return clip.encode(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and float((a - b).abs().max()) <= 1 / 255
 
 
 def decoded(part: UnclipDecoder, meanings: Representation, text: ClipTextEncoder, prompt: str = "") -> Tensor:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from torch import Tensor
 
 import zoo
-from tests.conftest import text_encoder
+from tests.conftest import Lend, text_encoder
 from tests.gan.conftest import SIDE, generator, generator_config
+from tests.pictures import same
 from zoo.adapt.lora import LoRA
 from zoo.gan.parts import GanConfig, GanGenerator
 from zoo.imagen.parts import CascadeDecoder
@@ -38,10 +38,6 @@ def draw(pipe: Pipeline) -> Draw:
         return pipe(prompts, **{"progress": False, **settings})  # type: ignore[arg-type]
 
     return call
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and float((a - b).abs().max()) <= 1 / 255
 
 
 def test_parts_are_what_the_interface_says(pipe: Pipeline) -> None:
@@ -146,8 +142,8 @@ def test_less_noise_is_less_variety(pipe: Pipeline, draw: Draw) -> None:
         pipe.generator.truncated(1.5)
 
 
-def test_a_lora_reaches_linear_layers_and_convolutions(pipe: Pipeline, draw: Draw) -> None:
-    network = pipe.adaptable()["generator"].module
+def test_a_lora_reaches_linear_layers_and_convolutions(pipe: Pipeline, draw: Draw, lend: Lend) -> None:
+    network = lend(pipe).adaptable()["generator"].module
     before, targets = draw(PINK, n=2).tensor, ("levels.*.conv1", "levels.*.attention.to_q", "*.hidden", "sentence.to_v")
     for target in targets:
         lora = LoRA.build(network, [target])

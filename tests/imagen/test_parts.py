@@ -18,6 +18,7 @@ from torch import Tensor
 import zoo
 from tests.conftest import latent_generator, text_encoder, vae_decoder
 from tests.imagen.tiny import base, stage, t5
+from tests.pictures import same
 from zoo import cli
 from zoo.cascade import Stage, StageConfig
 from zoo.diffusion.samplers import SAMPLERS
@@ -43,10 +44,6 @@ def draw(pipe: Pipeline) -> Draw:
         return pipe(prompts, **{"progress": False, **settings})  # type: ignore[arg-type]
 
     return call
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and float((a - b).abs().max()) <= 1 / 255
 
 
 def test_parts_are_what_the_interface_says(pipe: Pipeline) -> None:
@@ -208,6 +205,27 @@ def test_images_start_from_images(draw: Draw) -> None:
     inpainted = draw(RED, n=1, image=given, mask=mask).tensor[0]
     assert torch.allclose(inpainted[:, :, :16], given[:, :, :16])
     assert not same(inpainted[:, :, 16:], given[:, :, 16:])
+
+
+def test_inpainting_sees_what_is_kept() -> None:
+    """Of a shipped model: one with random weights hardly looks beyond a pixel."""
+    pipe, mask = zoo.load("imagen-small", device="cpu"), torch.zeros(64, 64)
+    mask[16:48, 16:48] = 1
+    given = torch.zeros(3, 64, 64), torch.ones(3, 64, 64)
+    how = {"n": 1, "steps": 4, "strength": 1.0, "progress": False}
+    based: list[Tensor] = []  # later stages would mix inside and outside in any case
+
+    def observe(stage: str, step: Step) -> None:
+        if stage == "base" and step.index == 3:
+            based.append(step.x0 / 2 + 0.5)
+
+    a, b = (pipe(RED, image=image, mask=mask, callback=observe, **how).tensor for image in given)  # type: ignore[arg-type]
+    assert float((a - b)[..., 28:36, 28:36].abs().mean()) > 2 / 255
+    side = based[0].shape[-1]
+    inner = slice(3 * side // 8, 5 * side // 8)
+    assert float((based[0] - based[1])[..., inner, inner].abs().mean()) > 2 / 255
+    a, b = (pipe(RED, image=image, **how).tensor for image in given)  # type: ignore[arg-type]
+    assert torch.equal(a, b), "without a mask strength 1 forgets the image"
 
 
 def test_own_noise_is_the_bases(draw: Draw) -> None:

@@ -1,4 +1,4 @@
-"""How two runs ended: what their last checkpoints hold, to the bit."""
+"""How two runs ended, one of them cut short and resumed: what their last checkpoints hold, to the bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from zoo.train import checkpoint
+from zoo.train import checkpoint, run
+
+
+def check_resumed(recipe: Path, out: Path, *more: str) -> Path:
+    """A run that was cut short before its last checkpoint and resumed ends as a whole one; returns the resumed one's
+    folder, in `out`. `more` are overrides; the runs keep a checkpoint of every step unless they say otherwise.
+    """
+    whole, resumed = out / "whole", out / "resumed"
+    said = ["checkpoint_every=1", "optimiser.warmup=0", *more]  # a rate that is felt from the first step on
+    for folder in (whole, resumed):
+        run(recipe, [*said, f"out={folder}"], device="cpu")
+    checkpoint.found(resumed / "checkpoints")[0].unlink()  # as if it had been killed before the last one
+    run(recipe, [*said, f"out={resumed}"], device="cpu", resume=True)
+    check_same_end(whole, resumed)
+    return resumed
 
 
 def check_same_end(whole: Path, resumed: Path) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from open_clip.model import CLIP
 from safetensors.torch import load_file
 
-from tests.train.ends import check_same_end
+from tests.train.ends import check_resumed
 from zoo.clip import Clip
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import RecipeError, TrainingError, cache, clip, run
+from zoo.train import RecipeError, TrainingError, cache, checkpoint, clip, gates, run
 from zoo.train.recipe import read_toml, validate
 
 RECIPE = """
@@ -58,6 +59,57 @@ def test_the_trained_clip_is_read_back(home: Path) -> None:
     assert torch.allclose(vectors.norm(dim=-1), torch.ones(4), atol=1e-5)
 
 
+PROMPTS = ["a red star", "红色的星星", "two small blue cars on a mint background"]
+
+
+def averaged(out: Path, home: Path) -> CLIP:
+    """open_clip's model with a run's averaged weights, rounded as an export rounds them."""
+    task = clip.ClipTask(validate(clip.ClipRecipe, read_toml(home / "clip.toml")), torch.device("cpu"))
+    model = task.build()
+    last = load_file(checkpoint.found(out / "checkpoints")[0])
+    model.load_state_dict({name.removeprefix("ema."): t for name, t in last.items() if name.startswith("ema.")})
+    return clip._clip(model).half().float().eval()
+
+
+@pytest.fixture
+def moved(home: Path) -> Path:
+    """A run whose weights are large, for near its random start CLIP's activation and heads hardly matter."""
+    out = home / "moved"
+    if not out.exists():
+        run(home / "clip.toml", [f"out={out}", "optimiser.lr=0.1", "optimiser.warmup=0"], device="cpu")
+    return out
+
+
+@torch.no_grad()
+def test_the_export_is_the_clip_that_was_trained(home: Path, moved: Path) -> None:
+    theirs, ours = averaged(moved, home), Clip.load(moved / "final")
+    images = torch.rand(3, 3, 64, 64)
+    expected = theirs.encode_image(images * 2 - 1, normalize=True)
+    torch.testing.assert_close(ours.embed_images(images), expected, atol=1e-4, rtol=0)
+    expected = theirs.encode_text(ours.tokenizer.encode(PROMPTS), normalize=True)
+    torch.testing.assert_close(ours.embed_texts(PROMPTS), expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_texts_are_trained_as_open_clip_encodes_them_and_as_generators_read_them(home: Path, moved: Path) -> None:
+    theirs, ours = averaged(moved, home), ClipTextEncoder.load(moved / "final")
+    tokens = ours.tokenizer.encode(PROMPTS)
+    longest = int((tokens != ours.tokenizer.padding).sum(1).max())
+    assert longest < tokens.shape[1], "the window is cut to the longest text"
+    vectors, hidden = clip._encode_text(theirs, tokens[:, :longest])
+    torch.testing.assert_close(vectors, theirs.encode_text(tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden, ours.encode(PROMPTS).tokens[:, :longest], atol=1e-4, rtol=1e-4)
+
+
+def test_both_towers_of_a_clip_folder_pass_their_gates(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "text_gate", lambda encoder: {"space": encoder.produces.space})
+    monkeypatch.setattr(gates, "image_gate", lambda tower: {"space": tower.image_space})
+    monkeypatch.setattr(gates, "judged", lambda text, image: {"text": text, "image": image})
+    final = home / "clip" / "final"
+    spaces = {"text": {"space": _text_space(final)}, "image": {"space": Clip.load(final).image_space}}
+    assert gates.report(str(final)) == spaces
+
+
 def test_the_image_tower_alone_leaves_every_text_weight(home: Path) -> None:
     init, out = home / "clip" / "final", home / "vision"
     run(home / "clip.toml", [f"out={out}", f"init={init}", "train=vision"], device="cpu")
@@ -90,18 +142,8 @@ def test_a_missing_tokenizer_is_told_before_anything_is_drawn(home: Path, tmp_pa
 
 @pytest.mark.parametrize("train", ["both", "vision"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path, train: str) -> None:
-    more = [
-        "checkpoint_every=2",
-        "optimiser.warmup=0",
-        f"train={train}",
-        *([f"init={home / 'clip' / 'final'}"] if train == "vision" else []),
-    ]
-    whole, parts = home / f"whole-{train}", home / f"parts-{train}"
-    run(home / "clip.toml", [f"out={whole}", *more], device="cpu")
-    run(home / "clip.toml", [f"out={parts}", *more], device="cpu")
-    (parts / "checkpoints" / "step-00000004.safetensors").unlink()  # as if it had been killed before the last one
-    run(home / "clip.toml", [f"out={parts}", *more], device="cpu", resume=True)
-    check_same_end(whole, parts)
+    more = [f"train={train}", *([f"init={home / 'clip' / 'final'}"] if train == "vision" else [])]
+    check_resumed(home / "clip.toml", home / f"parts-{train}", "checkpoint_every=2", *more)
 
 
 @pytest.mark.parametrize(

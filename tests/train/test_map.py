@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.train.ends import check_resumed
 from zoo.data.maps import CLASSES, draw_map
 from zoo.evaluate.checker import Reading, Verdict
 from zoo.evaluate.maps import MEASURES
@@ -132,6 +133,10 @@ def test_it_trains_exports_and_draws_what_is_painted(home: Path, plain: Path, ov
     again = run(home / "map.toml", more, device="cpu")
     first, second = load_file(summary.folder / UNET), load_file(again.folder / UNET)
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=2e-3) for name in first)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path, plain: Path, overrides: list[str]) -> None:
+    check_resumed(home / "map.toml", home / "map-parts", *overrides, f"init={plain}", "map_dropout=0.5")
 
 
 @pytest.mark.parametrize(

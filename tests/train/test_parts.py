@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from tests.train.ends import check_same_end
+from tests.train.ends import check_resumed
 from zoo.data.captions import ZH_COLOUR, ZH_OBJECT, caption
 from zoo.data.scenes import COLOURS, SHAPES, Description, heldout
 from zoo.evaluate.checker import Verdict
 from zoo.stable_diffusion.parts import LatentGenerator, VaeDecoder
+from zoo.stable_diffusion.unet import UNet
 from zoo.text.clip import ClipTextEncoder
-from zoo.train import RecipeError, TrainingError, cache, run, text_to_image, unet, vae
+from zoo.train import RecipeError, TrainingError, cache, checkpoint, run, text_to_image, unet, vae
 from zoo.train.task import grid, to_float
 
 pytestmark = pytest.mark.usefixtures("same_cache")
@@ -250,20 +252,27 @@ def test_a_decoder_alone_needs_the_latents_it_decodes(home: Path) -> None:
         run(home / "vae.toml", other, device="cpu")
 
 
+@pytest.mark.slow
+def test_a_compiled_unet_learns_what_an_eager_one_does(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    compile_it = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: (compiled.append(module), compile_it(module)))
+    ends = {}
+    for how in ("false", "true"):
+        said = [f"compile={how}", "steps=2", "judged=0", "autocast=no", "optimiser.warmup=0"]
+        run(home / "unet.toml", _unet(home, f"compiled-{how}", *said), device="cpu")
+        ends[how] = load_file(checkpoint.found(home / f"compiled-{how}" / "checkpoints")[0])
+    assert [type(network) for network in compiled] == [UNet]
+    assert ends["false"].keys() == ends["true"].keys()
+    for name, eager in ends["false"].items():
+        torch.testing.assert_close(ends["true"][name], eager, atol=1e-4, rtol=0, msg=name)
+
+
 @pytest.mark.parametrize("part", ["vae", "decoder", "unet", "muon"])
 def test_a_resumed_part_is_the_uninterrupted_one_bit_for_bit(home: Path, part: str) -> None:
     frozen = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}", "judged=0"]
     alone = ["train=decoder", f"init={home / 'vae' / 'final'}", "noise=0.1"]
     latent = part in ("unet", "muon")
     recipe, muon = home / f"{'unet' if latent else 'vae'}.toml", [*frozen, "optimiser.kind=muon"]
-    more = [
-        "checkpoint_every=1",
-        "optimiser.warmup=0",
-        *{"vae": [], "decoder": alone, "unet": frozen, "muon": muon}[part],
-    ]
-    whole, parts = home / f"{part}-whole", home / f"{part}-parts"
-    for out in (whole, parts):
-        run(recipe, [f"out={out}", *more], device="cpu")
-    (parts / "checkpoints" / "step-00000003.safetensors").unlink()  # as if it had been killed before the last one
-    run(recipe, [f"out={parts}", *more], device="cpu", resume=True)
-    check_same_end(whole, parts)
+    more = {"vae": [], "decoder": alone, "unet": frozen, "muon": muon}[part]
+    check_resumed(recipe, home / f"{part}-parts", *more)

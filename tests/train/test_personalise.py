@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -12,14 +11,13 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 import zoo
-from tests.conftest import captions, write_model
+from tests.conftest import wordpieces, write_model
 from tests.dalle2 import unclip
 from tests.imagen.tiny import base, stage, t5
 from zoo.adapt import active
@@ -75,23 +73,7 @@ WORD = ["method=textual-inversion", 'word={name="Zip", like="star"}']
 @pytest.fixture(scope="module")
 def words() -> bytes:
     """A sentencepiece model with pieces kept free."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(captions()),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=300,
-        hard_vocab_limit=False,
-        normalization_rule_name="nmt_nfkc_cf",
-        user_defined_symbols=["<new0>", "<new1>"],
-        pad_id=0,
-        unk_id=1,
-        bos_id=2,
-        eos_id=3,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    return wordpieces(["<new0>", "<new1>"])
 
 
 @pytest.fixture(scope="module")

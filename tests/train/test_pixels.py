@@ -11,7 +11,7 @@ import torch
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-from tests.train.ends import check_same_end
+from tests.train.ends import check_resumed
 from zoo import tensors
 from zoo.data.draw import render
 from zoo.data.scenes import random_scene
@@ -97,13 +97,8 @@ def test_base_and_stage_train_and_draw_together(parts: Path) -> None:
 
 @pytest.mark.parametrize("part", ["base", "stage"])
 def test_resume_is_bit_for_bit(parts: Path, part: str) -> None:
-    recipe, more = parts / f"{part}.toml", ["checkpoint_every=1", "optimiser.warmup=0"]
-    more += ["judged=0"] if part == "base" else []
-    for out in ("whole", "parts"):
-        run(recipe, said(parts, f"{part}-{out}", *more), device="cpu")
-    (parts / f"{part}-parts" / "checkpoints" / "step-00000003.safetensors").unlink()  # as if killed before the last
-    run(recipe, said(parts, f"{part}-parts", *more), device="cpu", resume=True)
-    check_same_end(parts / f"{part}-whole", parts / f"{part}-parts")
+    out, more = f"{part}-resumed", ["judged=0"] if part == "base" else []
+    check_resumed(parts / f"{part}.toml", parts / out, *said(parts, out, *more))
 
 
 def test_a_stage_learns_to_enlarge(parts: Path) -> None:
@@ -135,6 +130,9 @@ def test_a_stage_learns_to_enlarge(parts: Path) -> None:
         ("stage", "model.context_width=24", "set model.context_width=16"),
         ("stage", "crop=31", "must be a multiple of factor"),
         ("stage", "crop=34", "crop = 34 is no multiple of 4"),
+        ("base", "threshold=1.5", "threshold is a quantile"),
+        ("stage", "sampling.sampler=dpmpp", "unknown sampler 'dpmpp'"),
+        ("stage", "sampling.spacing=trailling", "unknown spacing 'trailling'"),
     ],
 )
 def test_what_does_not_fit_is_told(parts: Path, part: str, change: str, message: str) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
 
-from tests.train.ends import check_same_end
+from tests.dalle2.unclip import write_clip
+from tests.train.ends import check_resumed
 from zoo import tensors
 from zoo.clip import Clip
 from zoo.config import PartConfig
@@ -23,7 +23,6 @@ from zoo.data.captions import caption
 from zoo.diffusion.noise import ImageNoise
 from zoo.interface import Generator, Sampling
 from zoo.text.clip import ClipTextEncoder
-from zoo.text.tokenizer import Tokenizer
 from zoo.train import RecipeError, TrainingError, cache, prior, run, task_type, text_to_image
 from zoo.train.recipe import read_toml, validate
 from zoo.weights import load_part
@@ -51,7 +50,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def home(tmp_path_factory: pytest.TempPathFactory, scene_words: Path) -> Path:
     """A folder with a tiny CLIP, the recipe of a tiny prior of each part, and a cache."""
     home = tmp_path_factory.mktemp("home")
-    _clip(home / "clip", scene_words)
+    write_clip(home / "clip", scene_words.read_bytes(), window=64)
     for part in PARTS:
         model = f"[model]\n{CODES}" if part == "autoregressive-prior" else "[model]"
         recipe = f'part = "{part}"\ntext_encoder = "{home / "clip"}"\n{RECIPE.replace("[model]", model)}'
@@ -64,24 +63,6 @@ def _small(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(home / "cache"))
     monkeypatch.setattr(cache, "PROBED", 2)
     monkeypatch.setattr(prior, "FRESH", 6)
-
-
-def _clip(folder: Path, vocabulary: Path) -> None:
-    torch.manual_seed(0)
-    words = Tokenizer(vocabulary.read_bytes(), 64)
-    common = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    ids = {"bos_token_id": words.begin, "eos_token_id": words.end, "pad_token_id": words.padding}
-    text = common | ids | {"vocab_size": len(words), "max_position_embeddings": 64, "projection_dim": 8}
-    vision = common | {"patch_size": 16, "image_size": 64, "projection_dim": 8}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    said = {"model_type": "clip", "projection_dim": 8, "text_config": text, "vision_config": vision}
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(said), "utf-8")
-    (folder / "tokenizer" / "tokenizer.model").write_bytes(words.model)
-    for parameter in model.parameters():  # the towers start so alike that all pictures would be one
-        nn.init.normal_(parameter, std=0.3)
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("position_ids")}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -105,12 +86,7 @@ def test_a_prior_trains_and_makes_embeddings_for_decoders_of_its_clip(home: Path
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_resumed_prior_is_the_uninterrupted_one_bit_for_bit(home: Path, part: str) -> None:
-    whole, parts, more = home / f"{part}-whole", home / f"{part}-parts", ["checkpoint_every=1", "optimiser.warmup=0"]
-    for out in (whole, parts):
-        run(home / f"{part}.toml", [f"out={out}", *more], device="cpu")
-    (parts / "checkpoints" / "step-00000003.safetensors").unlink()  # as if it had been killed before the last one
-    run(home / f"{part}.toml", [f"out={parts}", *more], device="cpu", resume=True)
-    check_same_end(whole, parts)
+    check_resumed(home / f"{part}.toml", home / f"{part}-parts")
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zoo.train import checkpoint
+from zoo.train import checkpoint, optimise, run
 from zoo.train.task import Task
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +110,20 @@ def test_two_processes_train_the_part_that_one_trains(home: Path, part: str, tmp
         done = launched(PART, str(home / f"{part}.toml"), *overrides, processes=processes, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert ("2 processes of" in done.stdout) is (processes == 2)
+    check_same(tmp_path)
+
+
+@pytest.mark.usefixtures("same_cache")
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_batch_in_parts_trains_what_the_whole_trains(
+    home: Path, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimise, "optimiser", lambda recipe, model, pace: torch.optim.SGD(model.parameters()))
+    between = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}"] if part == "unet" else []
+    for parts in (1, 2):
+        own = [f"out={tmp_path / f'out{parts}'}", f"accumulate={parts}", *between, *COMMON, *OWN[part]]
+        own += ["noise=0"] * (part == "vae")  # which is a share of what a part of the batch spreads
+        run(home / f"{part}.toml", own, device="cpu")
     check_same(tmp_path)
 
 

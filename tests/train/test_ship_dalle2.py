@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,23 +13,30 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
 
 import zoo
 from tests.dalle2.unclip import write_clip
 from zoo import config as configs
 from zoo import weights
+from zoo.cascade import Stage
 from zoo.clip import Clip
 from zoo.dalle2 import interpolate, invert, regenerate, text_diff, variations
 from zoo.dalle2.decoder import UnclipDecoder
+from zoo.diffusion.noise import GivenNoise, ImageNoise
 from zoo.evaluate.checker import Reading, Verdict
+from zoo.evaluate.enlarging import LEVELS
+from zoo.evaluate.fresh_scenes import Drawn, fresh
 from zoo.evaluate.judged import Pipe
 from zoo.evaluate.run import evaluate
 from zoo.imagen.parts import CascadeDecoder
-from zoo.interface import Step
+from zoo.interface import Representation, Step
+from zoo.pipeline import Pipeline
 from zoo.tensors import sha256
 from zoo.train import cache, prior, run, unclip, unclip_measures
 from zoo.train.assemble import assemble, share, tell_sharers
-from zoo.train.measure import measure
+from zoo.train.measure import enlarging, measure
 from zoo.train.model_recipe import ShipRecipe
 from zoo.train.recipe import read_toml
 from zoo.weights import save_part
@@ -215,18 +224,98 @@ def test_all_of_it_is_measured_into_results_and_card(runs: Path, tmp_path: Path,
         assert sheet.width > 8 * 160
 
 
+def by_hand(pipe: Pipeline, asked: Drawn) -> dict[str, Tensor]:
+    """What the decoder makes of scenes, by what it is told of them, in the words of `unclip_measures.ways`."""
+    decoder, clip, noise = pipe.decoder, pipe.image_encoder, ImageNoise(asked.seeds)
+    assert isinstance(decoder, UnclipDecoder)
+    assert isinstance(clip, Clip)
+    text, null = pipe.text_encoder.encode(asked.prompts), pipe.text_encoder.null(len(asked))
+    picture, prior = clip.encode(asked.pictures), pipe.generator.generate(text, null, noise, pipe.defaults)
+    # A CLIP whose towers share a space: its text embedding, where that of a picture is expected.
+    spoken = Representation(clip.embed_texts(asked.prompts), "clip_image", clip.image_space)
+    nothing = Representation(decoder.network.null().repeat(len(asked), 1), "clip_image", clip.image_space)
+    told = {
+        "embedding of the true picture, and caption": (picture, text),
+        "embedding of the true picture, no caption": (picture, null),
+        "embedding by the prior, and caption": (prior, text),
+        "embedding by the prior, no caption": (prior, null),
+        "text embedding in its place, and caption": (spoken, text),
+        "no embedding, caption alone": (nothing, text),
+    }
+    return {way: decoder.decode(given, said, null, noise) for way, (given, said) in told.items()}
+
+
 def test_ways_tell_the_decoder_different_things(shipped: Path) -> None:
     pipe = zoo.load(shipped, device="cpu")
-    asked = unclip_measures.fresh(2, 9)
-    made = [way(asked) for way in unclip_measures.ways(pipe).values()]
+    asked, ways = fresh(2, 9), unclip_measures.ways(pipe)
+    expected = by_hand(pipe, asked)
+    assert list(ways) == list(expected)
+    for name, way in ways.items():
+        torch.testing.assert_close(way(asked), expected[name], atol=1e-5, rtol=0, msg=name)
+    made = list(expected.values())
     assert all(pictures.shape == (2, 3, 64, 64) for pictures in made)
-    assert all(not torch.equal(a, b) for i, a in enumerate(made) for b in made[:i])
-    text, null = pipe.text_encoder.encode(asked.prompts), pipe.text_encoder.null(2)
-    assert isinstance(pipe.decoder, UnclipDecoder)
-    seen = unclip_measures._clip(pipe).encode(asked.pictures)
-    noise = unclip_measures.ImageNoise(asked.seeds)
-    assert torch.equal(made[0], pipe.decoder.decode(seen, text, null, noise))
-    assert torch.equal(made[1], pipe.decoder.decode(seen, null, null, noise))
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(made) for b in made[:i])
+
+
+def test_each_way_is_scored_by_its_own_pictures(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = zoo.load(shipped, device="cpu")
+    expected = by_hand(pipe, fresh(2, 3_000_000))
+    right = [expected["embedding by the prior, no caption"][0], *expected["no embedding, caption alone"]]
+
+    def judge(picture: Tensor, scene: object) -> Verdict:
+        return Verdict(any(torch.allclose(picture, one, atol=1e-5) for one in right), {}, ())
+
+    monkeypatch.setattr("zoo.evaluate.feeding.judge", judge)
+    found: Any = unclip_measures.fed(pipe, 2)
+    assert found["scenes"] == 2
+    assert [scored["ok"] for scored in found["ways"].values()] == [0, 0, 0, 0.5, 0, 1]
+
+
+def decibels(made: Tensor, true: Tensor) -> float:
+    return -10 * math.log10(float((made.clamp(0, 1) - true).square().mean()))
+
+
+def test_inverted_pictures_are_held_against_the_true_ones(shipped: Path) -> None:
+    pipe = zoo.load(shipped, device="cpu")
+    decoder = pipe.decoder
+    assert isinstance(decoder, UnclipDecoder)
+    alone, null = UnclipDecoder(decoder.denoiser, decoder.config), pipe.text_encoder.null(1)
+    small, whole = [], []
+    given = fresh(2, unclip_measures.INVERTED_SEED)
+    for picture, seed in zip(given.pictures, given.seeds, strict=True):
+        start = invert(pipe, picture)
+        made = alone.decode(start.representation, null, null, GivenNoise(start.noise), [start.sampling])
+        small.append(decibels(made, F.avg_pool2d(picture[None], 2)))
+        whole.append(decibels(regenerate(pipe, start, seed=seed).tensor, picture[None]))
+    means = {"small": pytest.approx(sum(small) / 2, abs=0.006), "whole": pytest.approx(sum(whole) / 2, abs=0.006)}
+    assert unclip_measures.inversion(pipe, 2) == means | {"steps": start.sampling.steps, "scenes": 2}
+
+
+def test_enlarging_is_measured_at_every_level(shipped: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = zoo.load(shipped, device="cpu")
+    decoder = pipe.decoder
+    assert isinstance(decoder, UnclipDecoder)
+    (upsampler,), passed = decoder.upsamplers, list[float | None]()
+    torch.nn.init.normal_(upsampler.denoiser.network.get_parameter("head.weight"), std=0.3)  # or it would say nothing
+    enlarge = Stage.forward
+
+    def spy(stage: Stage, *given: Any, **more: Any) -> Tensor:
+        passed.append(given[-1].augmentation)
+        return enlarge(stage, *given, **more)
+
+    monkeypatch.setattr(Stage, "forward", spy)
+    found: Any = enlarging(pipe, decoder, 2)
+    assert found["used"] == upsampler.config.sampling.augmentation == 0.1
+    assert passed == [float(level) for level in found["levels"]] == list(LEVELS)
+    scored = {level: figures["psnr"] for level, figures in found["levels"].items()}
+    assert len(set(scored.values())) == len(LEVELS), scored
+    given = fresh(2, 2_000_000)
+    text, null = pipe.text_encoder.encode(given.prompts), pipe.text_encoder.null(2)
+    how = replace(upsampler.config.sampling, augmentation=0.3)
+    small = F.avg_pool2d(given.pictures, 2) * 2 - 1
+    made = decoder.enlarge(small, text, null, ImageNoise(given.seeds), [how])
+    by_hand = [decibels(*pair) for pair in zip(made, given.pictures, strict=True)]
+    assert scored["0.3"] == pytest.approx(sum(by_hand) / 2, abs=1e-3)
 
 
 def another_image_tower(runs: Path, run: Path) -> dict[str, object]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
-from tests.train.ends import check_same_end
+from tests.train.ends import check_resumed
 from zoo.data.captions import caption, plural
 from zoo.data.scenes import COLOURS, SHAPES, Description, Item, heldout
 from zoo.interface import TextFeatures, TextSpec
@@ -178,12 +178,7 @@ def test_what_is_exported_is_the_encoder_that_was_trained(home: Path, tmp_path: 
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(home: Path) -> None:
-    whole, parts, more = home / "whole", home / "parts", ["checkpoint_every=2", "optimiser.warmup=0"]
-    for out in (whole, parts):
-        run(home / "t5.toml", [f"out={out}", *more], device="cpu")
-    (parts / "checkpoints" / "step-00000004.safetensors").unlink()  # as if it had been killed before the last one
-    run(home / "t5.toml", [f"out={parts}", *more], device="cpu", resume=True)
-    check_same_end(whole, parts)
+    check_resumed(home / "t5.toml", home / "parts", "checkpoint_every=2")
 
 
 def test_an_encoder_that_was_exported_can_learn_on(

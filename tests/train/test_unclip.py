@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.dalle2.unclip import prior, towers, write_clip
-from tests.train.ends import check_same_end
+from tests.train.ends import check_resumed
 from zoo import tensors
 from zoo.config import PartConfig
 from zoo.dalle2.decoder import FILE, UnclipDecoder, UnclipNetwork, UnclipNetworkConfig
@@ -120,14 +120,9 @@ def test_decoder_and_upsampler_train_and_draw_together(home: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_decoder_is_the_uninterrupted_one_bit_for_bit(home: Path, kind: str) -> None:
-    whole, parts = f"{kind}-whole", f"{kind}-parts"
-    for out in (whole, parts):
-        more = said(home, out, "checkpoint_every=1", "optimiser.warmup=0", *KINDS[kind])
-        run(home / "decoder.toml", more, device="cpu")
-    (home / parts / "checkpoints" / "step-00000003.safetensors").unlink()  # as if killed before the last one
-    run(home / "decoder.toml", more, device="cpu", resume=True)
-    check_same_end(home / whole, home / parts)
-    part = exported(home / parts / "final")
+    out = f"{kind}-resumed"
+    resumed = check_resumed(home / "decoder.toml", home / out, *said(home, out, *KINDS[kind]))
+    part = exported(resumed / "final")
     assert (part.needs_text is None) is (kind == "alone")
     assert part.denoiser.learns_variance is (kind == "learned")
 
@@ -285,6 +280,8 @@ def test_the_checker_looks_at_what_is_decoded(home: Path, monkeypatch: pytest.Mo
         (["model.in_channels=4"], r"\[model\] cannot be.*3 in_channels"),
         (["judged=4"], "judged"),
         (["variance=learnt"], "variance"),
+        (["sampling.sampler=dpmpp"], "unknown sampler 'dpmpp'"),
+        (["sampling.steps=2000"], "2000"),
     ],
 )
 def test_what_cannot_be_trained(home: Path, overrides: Sequence[str], message: str) -> None:

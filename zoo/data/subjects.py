@@ -309,13 +309,18 @@ DRAWN: Mapping[str, tuple[str, Callable[[int, int], list[tuple[str, NDArray[np.u
 )
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(description="Draw the captioned pictures that personalisation is tried on.")
+    found.add_argument("subject", choices=tuple(DRAWN))
+    found.add_argument("folder", type=Path, help="for example examples/p7")
+    found.add_argument("-n", type=int, default=None, help="pictures (5 of the P7, 20 of creatures, 10 maroon)")
+    found.add_argument("--seed", type=int, default=0)
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the captioned pictures that personalisation is tried on.")
-    parser.add_argument("subject", choices=tuple(DRAWN))
-    parser.add_argument("folder", type=Path, help="for example examples/p7")
-    parser.add_argument("-n", type=int, default=None, help="pictures (5 of the P7, 20 of creatures, 10 maroon)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser().parse_args()
     name, drawn, count = DRAWN[options.subject]
     write(options.folder, name, drawn(options.n or count, options.seed))
 

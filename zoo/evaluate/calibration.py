@@ -218,12 +218,17 @@ def table(report: Report) -> str:
     return "\n".join([head, *(f"{title:32}" + "".join(f"{100 * v:>19.2f}%" for v in values) for title, values in rows)])
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(description="Measure the checker on freshly drawn and on spoilt pictures.")
+    found.add_argument("--scenes", type=int, default=1000, help="scenes, and spoilt pictures, in each condition")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--json", action="store_true", help="print one JSON object")
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the checker on freshly drawn and on spoilt pictures.")
-    parser.add_argument("--scenes", type=int, default=1000, help="scenes, and spoilt pictures, in each condition")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
+    options = parser().parse_args()
     report = calibrate(options.scenes, options.seed)
     print(json.dumps(report) if options.json else table(report))
 

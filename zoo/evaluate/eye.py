@@ -7,9 +7,9 @@ and, if that was asked too, `clean` (yes or no: would one accept it as a good dr
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,10 +71,15 @@ def _word(yes: bool) -> str:
     return "yes" if yes else "no"
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(prog="python -m zoo.evaluate.eye", description=__doc__)
+    found.add_argument("folder", metavar="FOLDER", help="pictures and labels.csv, such as tests/evaluate/eye")
+    return found
+
+
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m zoo.evaluate.eye FOLDER")
-    found = agreement(sys.argv[1])
+    found = agreement(parser().parse_args().folder)
     clean = "" if found.clean is None else f", on cleanly drawn {100 * found.clean:.1f} %"
     print("\n".join([*found.others, f"agreement on right {100 * found.right:.1f} %{clean}"]))
 

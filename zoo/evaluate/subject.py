@@ -145,12 +145,17 @@ _REFUSED: dict[str, Callable[[Rng], Pixels]] = {
 }
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(description="Measure the P7 checker on freshly drawn pictures.")
+    found.add_argument("-n", type=int, default=300, help="pictures of each kind in each condition")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--json", action="store_true", help="print one JSON object")
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the P7 checker on freshly drawn pictures.")
-    parser.add_argument("-n", type=int, default=300, help="pictures of each kind in each condition")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
+    options = parser().parse_args()
     trust = calibrate(options.n, options.seed)
     print(json.dumps(trust) if options.json else table(trust))
 

@@ -18,7 +18,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     try:
         summary = run(arguments.recipe, arguments.overrides, device=arguments.device, resume=arguments.resume)
-    except (RecipeError, TrainingError) as error:
+    except (RecipeError, TrainingError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0 if summary.finished else 130

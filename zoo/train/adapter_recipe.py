@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from zoo.train.methods import FullTable, LoRATable, Method, PrefixTable, WordTable
-from zoo.train.recipe import Recipe, Table
+from zoo.train.recipe import Optimiser, Recipe, Table
 from zoo.train.views import BesideTable
 
 
@@ -70,9 +70,13 @@ class PriorTable(Table):
         return [self.every[i % len(self.every)] for i in range(self.pictures)]
 
 
+ADAPTING = Optimiser(lr=1e-4, warmup=20, weight_decay=0.0)  # far below what trains from nothing: 5e-6 is DreamBooth's
+
+
 class AdapterRecipe(Recipe):
     """The recipe of an adapter, or of a whole model trained on a few pictures."""
 
+    optimiser: Optimiser = ADAPTING
     model: str  # a model's name or folder
     method: Method = "lora"
     pictures: Path  # a folder: pictures and metadata.jsonl, or pictures alone, all told by `prompt`

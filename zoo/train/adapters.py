@@ -172,19 +172,24 @@ def _read(saved: Path | None, model: str, sizes: Sizes) -> dict[str, Row]:
     return dict(said["measured"])
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(description="Compare adapters of the P7, beside the model that they adapt.")
+    found.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help="for example runs/p7-lora/final")
+    found.add_argument("--model", default=None, help="the model they adapt (default: what the first run says)")
+    found.add_argument("--per-prompt", type=int, default=Sizes.per_prompt, help="pictures of each of 50 prompts")
+    found.add_argument("--of-class", type=int, default=Sizes.of_class, help=f"pictures of {P7_CLASS!r}")
+    found.add_argument("--per-task", type=int, default=Sizes.per_task, help="scenes for each task without the subject")
+    found.add_argument("--steps", type=int, default=None, help="of sampling (default: each model's own)")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--device", default="auto")
+    found.add_argument("--save", type=Path, default=None, help=f"measure what this file lacks, such as {SAVED}")
+    found.add_argument("--sheet", type=Path, default=None, help="a picture of each of some prompts, in one PNG")
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare adapters of the P7, beside the model that they adapt.")
-    parser.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help="for example runs/p7-lora/final")
-    parser.add_argument("--model", default=None, help="the model they adapt (default: what the first run says)")
-    parser.add_argument("--per-prompt", type=int, default=Sizes.per_prompt, help="pictures of each of 50 prompts")
-    parser.add_argument("--of-class", type=int, default=Sizes.of_class, help=f"pictures of {P7_CLASS!r}")
-    parser.add_argument("--per-task", type=int, default=Sizes.per_task, help="scenes for each task without the subject")
-    parser.add_argument("--steps", type=int, default=None, help="of sampling (default: each model's own)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--save", type=Path, default=None, help=f"measure what this file lacks, such as {SAVED}")
-    parser.add_argument("--sheet", type=Path, default=None, help="a picture of each of some prompts, in one PNG")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with mistakes_told():
         _compare(options)
 

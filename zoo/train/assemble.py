@@ -41,7 +41,7 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
     folder = recipe.out / recipe.name
     kept = [role for role in configs.ROLES if role not in only]
     before = configs.read(folder) if kept else None
-    _check_sources(recipe, kept)
+    _check_sources(recipe, kept, before)
     folder.mkdir(parents=True, exist_ok=True)
     roles: dict[Role, Source | str] = {
         "text_encoder": recipe.text_encoder,
@@ -60,8 +60,6 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
     # Adapters were made for the model of before; a VAE only shows what they help to make, and may be another one.
     fits = {"text_encoder", "generator"} <= {*kept} and parts["decoder"].kind == "vae"
     looks = parts["text_encoder"] if recipe.image_encoder else None
-    if looks is not None and looks.shared is None:
-        raise ValueError("image_encoder = true needs a text encoder that is part of a whole, shared CLIP")
     config = ModelConfig.model_validate(
         {
             **{field: getattr(recipe, field) for field in ("name", "family", "resolution", "defaults", *WORDS)},
@@ -80,7 +78,7 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
     return folder
 
 
-def _check_sources(recipe: ShipRecipe, kept: Collection[Role]) -> None:
+def _check_sources(recipe: ShipRecipe, kept: Collection[Role], before: ModelConfig | None) -> None:
     """All that is to be written is at hand: half of a new model over an old one would be neither."""
     for source in recipe.sources(kept):
         if source.run is not None and not (source.run / STORY).is_file():
@@ -88,6 +86,11 @@ def _check_sources(recipe: ShipRecipe, kept: Collection[Role]) -> None:
         for model in (source.base, source.upsamplers):
             if model is not None:
                 configs.read(recipe.out / model)
+    if recipe.image_encoder:
+        reads = recipe.text_encoder
+        whose = before if "text_encoder" in kept else configs.read(recipe.out / reads.base) if reads.base else None
+        if (reads.shared if whose is None else whose.text_encoder.shared) is None:
+            raise ValueError("image_encoder = true needs a text encoder that is part of a whole, shared CLIP")
 
 
 def _of(roles: Collection[Role], results: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo.atomic import replacing
 from zoo.train import TrainingError
+from zoo.train.muon import Muon
 from zoo.train.optimise import Ema
 
 KEEP = 2
@@ -60,11 +62,20 @@ def found(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
+def newest(folder: Path) -> State | None:
+    """Where the newest checkpoint that can be read stands."""
+    for path in found(folder):
+        with suppress(SafetensorError, OSError, json.JSONDecodeError), safe_open(path, framework="pt") as file:
+            return State(**json.loads(file.metadata()["state"]))
+    return None
+
+
 def load(path: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> State:
     """Put a checkpoint back into a freshly built model, average and optimiser.
 
     Raises:
-        TrainingError: its tensors are not the ones that this model has; the message lists them.
+        TrainingError: its tensors are not the ones that this model has; the message lists them. Or it was written by
+            another kind of optimiser.
     """
     with safe_open(path, framework="pt") as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -73,13 +84,15 @@ def load(path: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimize
     _copy(path, _part(tensors, "ema."), ema.model.state_dict())
     slots = _part(tensors, "optimiser.")
     parameters = dict(model.named_parameters())
+    _check_kind(path, state, optimiser)
     for key, value in slots.items():
         slot, _, name = key.partition(".")
         parameter = parameters[name]
         if value.shape == parameter.shape:
             # Laid out in memory as the parameter is, or a resumed run would round differently.
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        optimiser.state[parameter][slot] = value.to(parameter.device)
+        counts = not value.ndim and isinstance(optimiser, Muon)  # steps, which are read on the CPU
+        optimiser.state[parameter][slot] = value if counts else value.to(parameter.device)
     return state
 
 
@@ -98,6 +111,17 @@ def resume(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Opti
     if paths:
         raise TrainingError(f"none of the checkpoints in {folder} can be read: remove them to begin again")
     return None
+
+
+def _check_kind(path: Path, state: State, optimiser: torch.optim.Optimizer) -> None:
+    """What one kind of optimiser remembers says nothing to another."""
+    was = json.loads(state.recipe).get("optimiser", {}).get("kind") if state.recipe else None
+    now = "muon" if isinstance(optimiser, Muon) else "adamw" if isinstance(optimiser, torch.optim.AdamW) else was
+    if was not in (None, now):
+        raise TrainingError(
+            f"{path} was written by optimiser.kind={was}, and cannot be resumed with {now}: keep it, or begin a run "
+            "of its own with init= and out="
+        )
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -137,7 +137,9 @@ class ClipTask(Task[ClipRecipe]):
         return {kind: name for kind, name in tensors.spaces(self.recipe.init / FILE).items() if kind == "text"}
 
     def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
-        raise TrainingError("CLIP compares every caption of a batch with every picture: train it in one process")
+        raise TrainingError(
+            "CLIP compares every caption of a batch with every picture: train it in one process, with accumulate = 1"
+        )
 
     def _batch(self, shown: Sequence[Description], pictures: Array, rng: np.random.Generator) -> Batch:
         texts: list[list[str]] = [[], [], [], []]  # en, zh, changed en, changed zh
@@ -162,20 +164,26 @@ class ClipTask(Task[ClipRecipe]):
         metrics, loss = {"scale": scale}, torch.zeros((), device=scale.device)
         if not self.locked:
             # The languages also choose each other, so the text tower need not wait until the image tower sees.
-            contrast = self.contrast(en[0], zh[0], scale)
-            hard = (_choose(zh[0], *en, scale) + _choose(en[0], *zh, scale)) / 2
+            with self._exact():
+                contrast = self.contrast(en[0], zh[0], scale)
+                hard = (_choose(zh[0], *en, scale) + _choose(en[0], *zh, scale)) / 2
             read = misread(model.get_submodule("text_reader")(hidden), facets[[0, 0, 1, 1]].flatten(0, 1))
             metrics |= {"contrast_text": contrast, "hard_text": hard, "read_text": read}
             loss = contrast + self.recipe.hard * hard + self.recipe.read * read
         if image is not None:
-            contrast = (self.contrast(image, en[0], scale) + self.contrast(image, zh[0], scale)) / 2
-            hard = (_choose(image, *en, scale) + _choose(image, *zh, scale)) / 2
+            with self._exact():
+                contrast = (self.contrast(image, en[0], scale) + self.contrast(image, zh[0], scale)) / 2
+                hard = (_choose(image, *en, scale) + _choose(image, *zh, scale)) / 2
             read = misread(model.get_submodule("image_reader")(image), facets[0])
             metrics |= {"contrast": contrast, "hard": hard, "read_image": read}
             loss = loss + contrast + self.recipe.hard * hard + self.recipe.read * read
         with torch.no_grad():
             _clip(model).logit_scale.clamp_(max=float(np.log(100)))
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _exact(self) -> torch.autocast:
+        """float32: in bfloat16, what a changed caption differs by is as small as rounding."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def _embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor | None, list[Tensor], Tensor, Tensor]:
         """Unit vectors of images and of each column of texts, the temperature, and the texts' last but one layer."""
@@ -194,7 +202,9 @@ class ClipTask(Task[ClipRecipe]):
         assert image is not None
         figures = {}
         for k, language in enumerate(LANGUAGES):
-            found = (image @ texts[k].T).argmax(-1) == torch.arange(len(image), device=self.device)
+            with self._exact():
+                likeness = image @ texts[k].T
+            found = likeness.argmax(-1) == torch.arange(len(image), device=self.device)
             figures[f"retrieval_{language}"] = float(found.float().mean())
             right = (image * texts[k]).sum(-1) > (image * texts[k + 2]).sum(-1)
             figures[f"swap_{language}"] = float(right.float().mean())

@@ -32,6 +32,7 @@ from zoo.gan.generator import FusionGenerator, FusionGeneratorConfig
 from zoo.gan.parts import FILE, STAGE, GanConfig, GanGenerator
 from zoo.interface import Conditioning
 from zoo.train.cache import Array, picked
+from zoo.train.precision import aside
 from zoo.train.recipe import Optimiser, RecipeError
 from zoo.train.task import Batch, Image, Metrics, to_float, write_config
 from zoo.train.text_to_image import LANGUAGES, PromptRecipe, PromptTask
@@ -139,7 +140,7 @@ class GanTask(PromptTask[GanRecipe]):
         if not changed:
             return wrong
         texts = [self._altered(self.scenes.scenes[row], rng) for row in rows[:changed]]
-        with torch.no_grad(), self.autocast():  # encoded as the cache is, or its rounding would tell
+        with torch.no_grad(), aside(self.autocast()):  # encoded as the cache is, or its rounding would tell
             features = self.text.encode(texts)
         words = features.tokens if features.mask is None else features.tokens * features.mask[..., None]
         wrong[:changed] = words.to(wrong)

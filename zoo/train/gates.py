@@ -146,11 +146,16 @@ def judged(text: Mapping[str, float], image: Mapping[str, float] | None = None) 
     return found
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(prog="python -m zoo.train.gates", description=__doc__)
+    found.add_argument("folder", help="a CLIP or T5 in the transformers layout, such as weights/clip-small")
+    return found
+
+
 def main() -> None:
     """Print the gates as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.train.gates", description=__doc__)
-    parser.add_argument("folder", help="a CLIP or T5 in the transformers layout, such as weights/clip-small")
-    folder = parser.parse_args().folder
+    folder = parser().parse_args().folder
     with mistakes_told():
         print(json.dumps(report(folder), indent=1))
 

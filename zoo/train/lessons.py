@@ -129,12 +129,17 @@ def _ordered(rows: Mapping[tuple[str, str], Lesson]) -> list[Lesson]:
 TABLE = marked.Saved(SAVED, PAGE, "lessons", cast(Any, table))
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(description="Compare what prefixes, LoRA and both learn of three things.")
+    found.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="for example runs/p7-lora/final")
+    found.add_argument("--steps", type=int, default=None, help="of sampling (default: the model's own)")
+    found.add_argument("--save", type=Path, default=SAVED, help=f"measure what this file lacks (default {SAVED})")
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare what prefixes, LoRA and both learn of three things.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="for example runs/p7-lora/final")
-    parser.add_argument("--steps", type=int, default=None, help="of sampling (default: the model's own)")
-    parser.add_argument("--save", type=Path, default=SAVED, help=f"measure what this file lacks (default {SAVED})")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with mistakes_told():
         print(table(measured(options.folders, options.steps, options.save)))
 

@@ -3,6 +3,7 @@
 Step i draws its batch and its noise from (seed, i) alone, so a run that was stopped and resumed walks the path of one
 that was not. Under `accelerate launch` the processes share each batch and what is drawn for it (`zoo.diffusion.draws`),
 and average their gradients, so they train what one would, but for rounding; the first one keeps time, logs and writes.
+With `accumulate`, a process shares its batch with itself: parts of it are computed one after the other, in less memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ from zoo.train.log import Log, StopSignals
 from zoo.train.optimise import Ema, learning_rate
 from zoo.train.precision import in_half
 from zoo.train.recipe import Recipe
-from zoo.train.task import Batch, Task
+from zoo.train.task import Batch, Metrics, Task
 
 STORY = "training.json"  # beside the exported weights: how they came to be
 AHEAD = 2  # batches prepared while a step computes
@@ -45,9 +47,16 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
         TrainingError: the output folder already holds a run and `resume` is not given, the device is not there, or a
             loss is not finite.
     """
-    accelerator = _accelerator(recipe, device)
-    place: torch.device = accelerator.device
+    place = _place(device)
+    with _tuned(recipe, place):
+        return _train(kind, recipe, place, resume)
+
+
+def _train(kind: type[Task[Recipe]], recipe: Recipe, place: torch.device, resume: bool) -> Summary:
     checkpoints = recipe.folder / "checkpoints"
+    accelerator = _accelerator(recipe, place, checkpoint.newest(checkpoints) if resume else None)
+    place = accelerator.device
+    recipe = recipe.model_copy(update={"autocast": "no" if accelerator.mixed_precision == "no" else "bf16"})
     held = checkpoint.found(checkpoints)
     if held and not resume:
         raise TrainingError(
@@ -83,10 +92,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
             rate = learning_rate(recipe.optimiser, step, progress)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("pace", 1.0)
-            torch.manual_seed(_seed(recipe, step))
-            with accelerator.autocast(), draws.shared(rank, ranks):
-                loss, metrics = task.loss(model, batch, progress)
-            accelerator.backward(loss)
+            loss, metrics = _gradients(accelerator, task, model, batch, step, progress)
             _average(accelerator, model)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.clip, foreach=True)
             optimiser.step()
@@ -94,7 +100,7 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
             ema.update(step)
 
             state = State(step + 1, time.monotonic() - started, recipe.model_dump_json())
-            log.add(step, {"loss": loss.detach(), "gradient": norm.detach()} | metrics)
+            log.add(step, {"loss": loss, "gradient": norm.detach()} | metrics)
             due = [
                 state.step % every == 0 for every in (recipe.log_every, recipe.sample_every, recipe.checkpoint_every)
             ]
@@ -103,16 +109,16 @@ def train(kind: type[Task[Recipe]], recipe: Recipe, *, device: str | None = None
             if due[0]:
                 log.line(state, rate, progress)
             with log.aside():
+                if due[2] and main:  # first: what is inspected may be slow, or fail
+                    checkpoint.save(checkpoints, state, model, ema, optimiser)
                 if due[1] and main:
                     figures = _inspect(accelerator, task, ema, log, state)
-                if due[2] and main:
-                    checkpoint.save(checkpoints, state, model, ema, optimiser)
         _check(log, recipe, checkpoints)
+        if main and not checkpoint.place(checkpoints, state.step).exists():
+            checkpoint.save(checkpoints, state, model, ema, optimiser)
         finished = _agreed(accelerator, _progress(recipe, state.step, state.seconds), False)[0] >= 1
         if main and finished and not (figures and state.step % recipe.sample_every == 0):
             figures = _inspect(accelerator, task, ema, log, state)
-    if main and not checkpoint.place(checkpoints, state.step).exists():
-        checkpoint.save(checkpoints, state, model, ema, optimiser)
     summary = Summary(
         finished, state.step, state.step * recipe.batch, state.seconds / 60, figures, recipe.folder / "final"
     )
@@ -142,24 +148,80 @@ def _start(task: Task[Recipe], model: nn.Module, folder: Path, fresh: Sequence[s
     model.load_state_dict(kept, strict=False)
 
 
-def _accelerator(recipe: Recipe, device: str | None) -> Accelerator:
-    """accelerate, for the device and autocast."""
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    torch.set_flush_denormal(True)
-    wanted = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.type == "cuda":
-        if not torch.cuda.is_available():
-            raise TrainingError("there is no GPU that torch can use here: train with --device cpu")
-        torch.cuda.set_device(wanted.index or 0)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+def _place(device: str | None) -> torch.device:
+    """The device that is asked for; None is a GPU if there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise TrainingError(f"there is no device {device!r}: say cpu, cuda or cuda:N") from error
+    if place.type not in ("cpu", "cuda"):
+        raise TrainingError(f"parts are trained on cpu or cuda, not on {place.type}")
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("there is no GPU that torch can use here: train with --device cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise TrainingError(f"there is no {place}: torch can use {torch.cuda.device_count()} GPUs here")
+    return place
+
+
+@contextmanager
+def _tuned(recipe: Recipe, place: torch.device) -> Iterator[None]:
+    """Settings of the whole process that make training faster, while it lasts; torch's random state stays as it was."""
+    threads = torch.get_num_threads()
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    gpus = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        try:
+            if recipe.threads:
+                torch.set_num_threads(recipe.threads)
+            torch.set_flush_denormal(True)
+            if gpus:
+                torch.cuda.set_device(place.index or 0)
+                for backend in backends:
+                    backend.allow_tf32 = recipe.autocast != "no"
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
+            for backend, allowed in zip(backends, before, strict=True):
+                backend.allow_tf32 = allowed
+
+
+def _accelerator(recipe: Recipe, place: torch.device, state: State | None) -> Accelerator:
+    """accelerate, for the device and the precision that the recipe says; "auto" is settled when a run begins."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may differ in autocast
-    accelerator = Accelerator(
-        cpu=wanted.type == "cpu", mixed_precision="bf16" if in_half(recipe.autocast, wanted) else "no"
-    )
-    if recipe.batch % accelerator.num_processes:
-        raise TrainingError(f"{accelerator.num_processes} processes cannot share a batch of {recipe.batch} evenly")
-    return accelerator
+    processes = PartialState(cpu=place.type == "cpu")
+    begun = json.loads(state.recipe).get("autocast", "auto") if state is not None and state.recipe else "auto"
+    half = in_half(begun if recipe.autocast == "auto" else recipe.autocast, place)
+    if processes.num_processes > 1:  # which were timed each by itself
+        said = torch.tensor([float(half)], device=processes.device)
+        torch.distributed.broadcast(said, 0)
+        half = bool(said[0])
+    if recipe.batch % (processes.num_processes * recipe.accumulate):
+        shares = f"{processes.num_processes} processes in {recipe.accumulate} parts each"
+        raise TrainingError(f"{shares} cannot share a batch of {recipe.batch} evenly")
+    return Accelerator(cpu=place.type == "cpu", mixed_precision="bf16" if half else "no")
+
+
+def _gradients(
+    accelerator: Accelerator, task: Task[Recipe], model: nn.Module, batch: Batch, step: int, progress: float
+) -> tuple[Tensor, Metrics]:
+    """Add up the gradients of the parts of this process's batch; returns the means of their losses and metrics."""
+    recipe, rank, ranks = task.recipe, accelerator.process_index, accelerator.num_processes
+    told: list[Metrics] = []
+    for part in range(recipe.accumulate):
+        rows = task.share(batch, part, recipe.accumulate) if recipe.accumulate > 1 else batch
+        torch.manual_seed(_seed(recipe, step))  # all parts draw for the whole batch, and keep what is their samples'
+        with accelerator.autocast(), draws.shared(rank + ranks * part, ranks * recipe.accumulate):
+            loss, metrics = task.loss(model, rows, progress)
+        accelerator.backward(loss / recipe.accumulate)
+        told.append({"loss": loss.detach()} | metrics)
+    if len(told) > 1:
+        told = [{name: torch.stack([one[name] for one in told]).mean() for name in told[0]}]
+    loss = told[0].pop("loss")
+    return loss, told[0]
 
 
 def _agreed(accelerator: Accelerator, progress: float, stop: bool) -> tuple[float, bool]:
@@ -269,6 +331,8 @@ def _announce(recipe: Recipe, state: State, place: torch.device, ranks: int, par
         + (f", resuming at step {state.step} ({state.seconds / 60:.1f} minutes)" if state.step else ""),
         flush=True,
     )
+    if recipe.steps is not None and recipe.optimiser.warmup >= recipe.steps:
+        print(f"  optimiser.warmup = {recipe.optimiser.warmup} steps: lr is never reached", flush=True)
     if state.recipe:
         was, now = json.loads(state.recipe), json.loads(recipe.model_dump_json())
         for key in sorted(was.keys() | now.keys()):

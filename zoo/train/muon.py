@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
             state["step"] += 1
             state["exp_avg"].lerp_(gradient, 1 - low)
             state["exp_avg_sq"].mul_(high).addcmul_(gradient, gradient, value=1 - high)
-            taken = float(state["step"])
+            taken = float(state["step"])  # on the CPU, so that a GPU is not waited for
             spread = (state["exp_avg_sq"] / (1 - high**taken)).sqrt_().add_(group["eps"])
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.addcdiv_(state["exp_avg"], spread, value=-group["lr"] / (1 - low**taken))
@@ -88,8 +88,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def muon(lr: float, betas: tuple[float, float], weight_decay: float, model: nn.Module) -> Muon:
-    """Muon for the hidden matrices and kernels of a model; AdamW for vectors, and for what touches data on either side:
-    embeddings, and kernels from or to few channels."""
+    """Muon for the hidden matrices and kernels of a model, a CLIP's table of positions among them; AdamW for vectors,
+    and for what touches data on either side: embeddings of words, and kernels from or to few channels."""
     trained = [p for p in model.parameters() if p.requires_grad]
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
 

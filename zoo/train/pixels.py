@@ -31,7 +31,16 @@ from zoo.interface import Conditioning, Sampling
 from zoo.train.cache import Array, picked, scenes
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float, write_config
-from zoo.train.text_to_image import UNREAD, Denoising, PromptRecipe, PromptTask, TextRecipe, TextTask, all_of
+from zoo.train.text_to_image import (
+    UNREAD,
+    Denoising,
+    PromptRecipe,
+    PromptTask,
+    TextRecipe,
+    TextTask,
+    all_of,
+    check_sampling,
+)
 
 FACTOR = Field(2, ge=1)  # how much smaller than the drawn scenes the small pictures are, per side
 
@@ -119,6 +128,7 @@ class BaseTask(PromptTask[BaseRecipe]):
 
     def _check(self) -> None:
         _check_text(self.recipe.model.context_width, self.text.produces.width)
+        check_sampling(self.sampling, self.recipe.schedule)
         side = self.recipe.data.size // self.recipe.factor
         if side * self.recipe.factor != self.recipe.data.size or side % self.recipe.model.downsampling:
             raise RecipeError(
@@ -200,6 +210,9 @@ class StageTask(TextTask[StageRecipe]):
         write_config(folder, arguments)
 
     def _check(self) -> None:
+        check_sampling(self.recipe.sampling, self.recipe.schedule)
+        if not self.recipe.reads and self.recipe.sampling.guidance != 1:
+            raise RecipeError("a stage that does not read text has nothing to be guided by: sampling.guidance = 1")
         if self.recipe.reads:
             _check_text(self.recipe.network.context_width, self.text.produces.width)
         for what, side in (("crop", self.recipe.crop), ("data.size", self.recipe.data.size)):

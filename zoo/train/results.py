@@ -66,9 +66,14 @@ def disagreements(root: Path) -> list[str]:
     return [f"{path.relative_to(root)} is not what the configs hold: run `make results`" for path in wrong]
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    return argparse.ArgumentParser(prog="python -m zoo.train.results", description=__doc__)
+
+
 def main() -> None:
     """Write all, in the checkout that is the current folder."""
-    argparse.ArgumentParser(prog="python -m zoo.train.results", description=__doc__).parse_args()
+    parser().parse_args()
     for path in write(Path()):
         print(path)
 

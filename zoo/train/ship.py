@@ -81,32 +81,38 @@ def add_adapters(folder: Path, recipe: ShipRecipe, names: Sequence[str] = ()) ->
     tell_sharers(folder.parent, folder.name)
 
 
-def main() -> None:
-    """Assemble, unless only measuring, and measure what is asked for."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.train.ship", description=__doc__)
-    parser.add_argument("recipe", help="recipes/<model>.toml")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(prog="python -m zoo.train.ship", description=__doc__)
+    found.add_argument("recipe", help="recipes/<model>.toml")
+    found.add_argument(
         "--measure", nargs="*", choices=MEASUREMENTS, help="all of it, the held-out test half included, or some"
     )
-    parser.add_argument("--out", type=Path, help="the folder to write the model's into, in place of the recipe's")
-    parser.add_argument(
+    found.add_argument("--out", type=Path, help="the folder to write the model's into, in place of the recipe's")
+    found.add_argument(
         "--keep", action="store_true", help="leave the weights as they are: only what the recipe says in words is new"
     )
-    parser.add_argument(
+    found.add_argument(
         "--shared", action="store_true", help="write the CLIP that it shares with other models alone, and tell them"
     )
-    parser.add_argument(
+    found.add_argument(
         "--only", nargs="+", choices=configs.ROLES, help="write the parts of these roles, and leave the others alone"
     )
-    parser.add_argument(
+    found.add_argument(
         "--adapters", nargs="*", metavar="NAME", help="add the recipe's adapters, trained on this very model, or some"
     )
-    arguments = parser.parse_args()
+    return found
+
+
+def main() -> None:
+    """Assemble, unless only measuring, and measure what is asked for."""
+    found = parser()
+    arguments = found.parse_args()
     if arguments.keep and arguments.only:
-        parser.error("--keep leaves all parts as they are, --only writes some: give one of them")
+        found.error("--keep leaves all parts as they are, --only writes some: give one of them")
     more = (arguments.adapters, arguments.measure, arguments.only)
     if arguments.shared and (arguments.keep or any(given is not None for given in more)):
-        parser.error("--shared writes the shared CLIP and does nothing else: measure and add adapters in a second call")
+        found.error("--shared writes the shared CLIP and does nothing else: measure and add adapters in a second call")
     with mistakes_told():
         recipe = validate(ShipRecipe, read_toml(arguments.recipe))
         if arguments.out is not None:

@@ -23,7 +23,7 @@ from zoo.config import PartConfig
 from zoo.interface import Generator
 from zoo.loading import load
 from zoo.pipeline import Pipeline
-from zoo.train import run
+from zoo.train import TrainingError, run
 from zoo.train.command import mistakes_told
 from zoo.train.loop import STORY
 from zoo.train.measure import tell
@@ -58,16 +58,28 @@ class SwapRecipe(Table):
 
 
 def trained(recipe: SwapRecipe, generator: str, encoder: str) -> Path:
-    """The folder of a pair's trained generator; it is trained, or its training continued, if it is not there."""
+    """The folder of a pair's trained generator; it is trained, or its training continued, if it is not there.
+
+    Raises:
+        TrainingError: it is there, but of another budget; or its training was interrupted.
+    """
     reader = recipe.generators[generator]
     out = recipe.out / f"{generator}-{encoder}".lower().replace(" ", "-")
-    if not (out / "final").is_dir():
-        changes = {"steps": recipe.steps, "batch": recipe.batch, "threads": recipe.threads, "out": out}
+    budget = {"steps": recipe.steps, "batch": recipe.batch}
+    if (out / "final").is_dir():
+        ran = json.loads((out / "final" / STORY).read_text("utf-8"))["recipe"]
+        if spent := {key: ran[key] for key in budget if ran[key] != budget[key]}:
+            raise TrainingError(f"{out} was trained on another budget ({spent}, not {budget}): remove it")
+    else:
+        changes = {**budget, "threads": recipe.threads, "out": out}
         changes |= {"init": reader.init, "text_encoder": recipe.encoders[encoder]}
         changes |= {} if recipe.scenes is None else {"data.scenes": recipe.scenes}
         changes |= {"optimiser.warmup": recipe.steps // 10}  # of a budget far below the recipe's own
         said = [*(f"{key}={value}" for key, value in changes.items()), f"fresh={json.dumps(reader.fresh)}"]
-        run(reader.recipe, [*said, f"sample_every={recipe.steps}"], device="cpu", resume=(out / "checkpoints").is_dir())
+        begun = (out / "checkpoints").is_dir()
+        done = run(reader.recipe, [*said, f"sample_every={recipe.steps}"], device="cpu", resume=begun)
+        if not done.finished:
+            raise TrainingError(f"the training of {out} was interrupted: run this again to go on")
     return out / "final"
 
 
@@ -107,11 +119,16 @@ def measured(recipe: SwapRecipe) -> dict[str, dict[str, Any]]:
     }
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(prog="python -m zoo.train.swap", description=__doc__)
+    found.add_argument("recipe", nargs="?", default="recipes/text-encoders.toml")
+    return found
+
+
 def main() -> None:
     """Train and score every pair, tell the models' configs, write their cards and the page."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.train.swap", description=__doc__)
-    parser.add_argument("recipe", nargs="?", default="recipes/text-encoders.toml")
-    given = parser.parse_args().recipe
+    given = parser().parse_args().recipe
     with mistakes_told():
         recipe = validate(SwapRecipe, read_toml(given))
         if recipe.threads:

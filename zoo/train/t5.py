@@ -30,6 +30,7 @@ from zoo.data.captions import LANGUAGES, ZH_COLOUR, ZH_OBJECT, ZH_SIDES, caption
 from zoo.data.scenes import COLOURS, SHAPES, Description, random_scene
 from zoo.text import t5
 from zoo.text.tokenizer import FILE
+from zoo.train import TrainingError
 from zoo.train.facets import ABSENT, CLASSES, CrossAttentionProbe, labels, misread
 from zoo.train.recipe import Recipe, RecipeError, Table
 from zoo.train.task import Batch, Image, Metrics, Task
@@ -179,6 +180,11 @@ class T5Task(Task[T5Recipe]):
             self.telling.get(piece, 0.0) if which == hit else 0.0 for which, text in enumerate(texts) for piece in text
         ]
         return [bool(rng.random() < chance) for chance in chances]
+
+    def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
+        raise TrainingError(
+            "T5 averages over pieces, of which shares hold unequally many: train it in one process, with accumulate = 1"
+        )
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         guessed, target = self._guess(model, batch), batch["target"]

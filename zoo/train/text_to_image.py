@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from zoo.data.captions import COLOURED_SHARE, LANGUAGES, caption
 from zoo.diffusion.denoiser import Denoiser, Target
+from zoo.diffusion.guidance import check_settings
 from zoo.diffusion.objective import loss as objective
 from zoo.diffusion.ports import rows
+from zoo.diffusion.samplers import find_sampler
 from zoo.diffusion.schedule import Schedule
+from zoo.diffusion.spacing import make_grid
 from zoo.evaluate.checker import judge
 from zoo.evaluate.foreground import SIDE
 from zoo.evaluate.tasks import MEAN_OF, cases
@@ -195,6 +198,20 @@ def load_text(folder: Path, length: int, device: torch.device) -> ClipTextEncode
 def said(text: TextFeatures) -> Conditioning:
     """What generators are fed of the features."""
     return Conditioning(tokens=text.tokens.float(), mask=text.mask)
+
+
+def check_sampling(sampling: Sampling, schedule: Schedule) -> None:
+    """What is inspected later can be sampled so: else it would be known when a first stretch of training is over.
+
+    Raises:
+        RecipeError: it cannot; the message says which setting.
+    """
+    try:
+        check_settings(sampling)
+        find_sampler(sampling.sampler, sampling.eta)
+        make_grid(schedule, sampling.steps, sampling.spacing)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
 
 
 def all_of(text: Conditioning, batch: int) -> Conditioning:

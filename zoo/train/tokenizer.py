@@ -60,9 +60,9 @@ def trained(path: Path, window: int, *, begin: bool = True) -> Tokenizer:
 def train(recipe: TokenizerRecipe) -> Path:
     """Train it and write `<out>/final/tokenizer.model`; returns the file."""
     model = io.BytesIO()
-    with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as rules:
-        rules.writelines(f"{_code(a)}\t{_code(b)}\n" for a, b in folding().items())
-        rules.flush()
+    with tempfile.TemporaryDirectory() as folder:  # Windows opens no file twice
+        rules = Path(folder) / "rules.tsv"
+        rules.write_text("".join(f"{_code(a)}\t{_code(b)}\n" for a, b in folding().items()), "utf-8", newline="\n")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=texts(recipe),
             model_writer=model,
@@ -70,7 +70,7 @@ def train(recipe: TokenizerRecipe) -> Path:
             vocab_size=recipe.pieces,
             hard_vocab_limit=False,
             character_coverage=1.0,
-            normalization_rule_tsv=rules.name,
+            normalization_rule_tsv=str(rules),
             pretokenization_delimiter=DELIMITER,
             split_digits=True,
             user_defined_symbols=[f"<new{i}>" for i in range(recipe.reserved)],

@@ -36,7 +36,7 @@ from zoo.train.cache import Array, picked, scenes
 from zoo.train.prior import HALVES, embeddings
 from zoo.train.recipe import RecipeError
 from zoo.train.task import Batch, Image, Metrics, Task, grid, to_float, write_config
-from zoo.train.text_to_image import AT_ONCE, UNREAD, Denoising, TextRecipe, TextTask
+from zoo.train.text_to_image import AT_ONCE, UNREAD, Denoising, TextRecipe, TextTask, check_sampling
 
 SHOWN = 16  # fresh scenes of the sample grid, each beside what is decoded of it
 
@@ -218,6 +218,7 @@ class UnclipTask(TextTask[UnclipRecipe]):
         return Fresh(chosen, pictures, Representation(seen.data.float(), seen.kind, seen.space))
 
     def _check(self) -> None:
+        check_sampling(self.recipe.sampling, self.recipe.schedule)
         if self.recipe.reads and self.text.produces.pooled is None:
             raise RecipeError(f"text_encoder = {self.recipe.text_encoder} makes no CLIP text embedding: give a CLIP")
         try:

@@ -91,11 +91,16 @@ def _write(part: PartConfig, folder: Path, config: ModelConfig, place: Path) -> 
             (temporary / STORY).write_text(json.dumps(story, indent=1) + "\n", "utf-8")
 
 
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    found = argparse.ArgumentParser(prog="python -m zoo.train.unpack", description=__doc__)
+    found.add_argument("model", help="the name of a shipped model, or a model folder")
+    found.add_argument("--out", type=Path, default=Path("runs"), help="where runs lie (default: runs)")
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m zoo.train.unpack", description=__doc__)
-    parser.add_argument("model", help="the name of a shipped model, or a model folder")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs lie (default: runs)")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     with mistakes_told():
         for place in unpack(arguments.model, arguments.out):
             print(place)

@@ -141,7 +141,8 @@ class VaeTask(Task[VaeRecipe]):
             latents = posterior.sample(draws.randn_like(posterior.mean))
         if recipe.noise:
             deviation = recipe.noise * draws.rand((len(latents), 1, 1, 1), device=latents.device)
-            spread = gather(posterior.mean.detach()).std()  # of the whole batch, also where processes share it
+            # Of the whole batch, also where processes share it, but not where one computes it in parts.
+            spread = gather(posterior.mean.detach()).std()
             latents = latents + deviation * spread * draws.randn_like(latents)
         made = vae.decode(latents).float()
         l1, edges = F.l1_loss(made, images), _edges(made, images)
