@@ -27,7 +27,17 @@ def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 def test_auto_asks_the_device(fast: bool) -> None:
     assert in_half("auto", torch.device("cpu")) == fast
-    assert in_half("auto", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpus_before_ampere_are_slow_in_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    bf16_is_fast.cache_clear()
+    assert in_half("auto", torch.device("cuda")) == expected
+    bf16_is_fast.cache_clear()
 
 
 def test_a_recipe_decides(fast: bool) -> None:
