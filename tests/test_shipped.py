@@ -205,7 +205,7 @@ def test_adapters_draw_what_they_were_taught(name: str, lesson: str, least: floa
         lessons.score(Contestant(name, pipe, {"adapters": adapters}), lesson, per_prompt=1, steps=10)
         for adapters in ({}, {lesson: 1.0})
     )
-    assert plain <= 0.02
+    assert plain <= 0.1
     assert taught >= least
 
 
