@@ -50,9 +50,7 @@ class Recipe(Table):
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     batch: int = Field(64, ge=1)
-    accumulate: int = Field(
-        1, ge=1
-    )  # parts that a process computes its batch in; the result is the same, for less memory
+    accumulate: int = Field(1, ge=1)  # parts that a process computes its batch in, which takes less memory
     seed: int = Field(0, ge=0)
     optimiser: Optimiser = Optimiser()
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged weights, reached from below: min(ema, (1+s)/(10+s))
