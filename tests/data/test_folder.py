@@ -82,6 +82,37 @@ def test_no_folder_or_no_metadata(folder: Path) -> None:
         ImageFolder(folder)
 
 
+def test_captions_beside_their_pictures(folder: Path) -> None:
+    (folder / "metadata.jsonl").unlink()
+    (folder / "a.txt").write_text("\ufeff红色的圆形\n", "utf-8")
+    (folder / "more" / "b.txt").write_text("a square", "utf-8")
+    (folder / "notes.txt").write_text("of no picture", "utf-8")
+    pictures = ImageFolder(folder)
+    assert [(p.path, p.text) for p in pictures] == [
+        (folder / "a.png", "红色的圆形"),
+        (folder / "more" / "b.jpg", "a square"),
+    ]
+    write(folder, ROWS[1])  # then that counts
+    assert [p.text for p in ImageFolder(folder)] == ["a square"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, r"no \.txt file with a caption beside more/b\.jpg"),
+        (b" \n", r"the captions of more/b\.jpg are empty"),
+        (b"\xff\xfe", r"b\.txt is not UTF-8"),
+    ],
+)
+def test_faults_of_captions_beside_their_pictures_are_named(folder: Path, text: bytes | None, said: str) -> None:
+    (folder / "metadata.jsonl").unlink()
+    (folder / "a.txt").write_text("a circle", "utf-8")
+    if text is not None:
+        (folder / "more" / "b.txt").write_bytes(text)
+    with pytest.raises(ValueError, match=said):
+        ImageFolder(folder)
+
+
 def test_damaged_pictures_are_named_when_read(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"a\.png cannot be read as a picture"):

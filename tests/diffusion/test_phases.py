@@ -10,7 +10,7 @@ from tests.diffusion.test_consistency import DEVIATION, NULL, SCHEDULE, data, te
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import guided
 from zoo.diffusion.noise import ImageNoise
-from zoo.diffusion.phases import loss, phases
+from zoo.diffusion.phases import led, loss, noised, phases
 from zoo.diffusion.sample import sample
 from zoo.diffusion.samplers import SAMPLERS
 from zoo.diffusion.spacing import Grid, make_grid
@@ -77,30 +77,41 @@ def test_the_loss_is_zero_for_the_truth_alone() -> None:
     x0, text = data(256, torch.Generator().manual_seed(0))
     for walk in WALKS:
         said = [
-            loss(student, teacher(), x0, text, NULL, walk, LED, generator=torch.Generator().manual_seed(1)).item()
+            loss(student, teacher(), noised(x0, walk, torch.Generator().manual_seed(1)), text, NULL, walk, LED).item()
             for student in (Denoiser(Walked(), SCHEDULE, "x0"), teacher())
         ]
         assert said[0] < 1e-5 < 0.05 < said[1]
 
 
-def test_a_student_learns_to_draw_in_four_steps_what_its_teacher_draws_in_many() -> None:
+@pytest.mark.parametrize("begins", ["data", "own"])
+def test_a_student_learns_to_draw_in_four_steps_what_its_teacher_draws_in_many(begins: str) -> None:
     student = Denoiser(Lines(), SCHEDULE, "x0")
     source = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(student.parameters(), lr=0.05)
     for step in range(800):
         for group in optimiser.param_groups:
             group["lr"] = 0.05 * (1 - step / 800)
-        value = loss(student, teacher(), *data(64, source), NULL, WALKS[step % 4], LED, generator=source)
+        phase = step % 4
+        x0, text = data(64, source)
+        own = led(student, torch.randn(x0.shape, generator=source), text, WALKS[:phase])
+        x = own if begins == "own" else noised(x0, WALKS[phase], source)
+        value = loss(student, teacher(), x, text, NULL, WALKS[phase], LED)
         value.backward()
         optimiser.step()
         optimiser.zero_grad()
     many = drawn(teacher(), Sampling(steps=100, sampler="dpmpp_2m", guidance=3.0))
-    few, led = (
-        drawn(student, FEW),
-        drawn(teacher(), Sampling(steps=4, spacing="trailing*2", sampler="ddim", guidance=3.0)),
-    )
+    few = drawn(student, FEW)
+    untaught = drawn(teacher(), Sampling(steps=4, spacing="trailing*2", sampler="ddim", guidance=3.0))
     assert (few - many).abs().mean() < 0.1 * DEVIATION
-    assert (few - many).abs().mean() < 0.3 * (led - many).abs().mean()
+    assert (few - many).abs().mean() < 0.3 * (untaught - many).abs().mean()
+
+
+def test_where_the_students_steps_lead_is_where_they_lead_when_it_draws() -> None:
+    student = Denoiser(Walked(), SCHEDULE, "x0")
+    conditioning = Conditioning(vector=torch.linspace(-1, 1, 64)[:, None])
+    noise = torch.cat([ImageNoise([seed]).draw("sample", -1, (1, 3)) for seed in range(64)])
+    torch.testing.assert_close(led(student, noise, conditioning, WALKS), drawn(student, FEW), atol=1e-5, rtol=1e-5)
+    assert led(student, noise, conditioning, WALKS[:0]).equal(noise)
 
 
 def test_errors() -> None:

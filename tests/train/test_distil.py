@@ -48,7 +48,7 @@ workers = 1
 
 
 LORA = LCM.replace('"lcm"', '"lcm-lora"').replace("guidance_width = 16", "rank = 2")
-PHASES = LORA.replace("lcm-lora", "phases-lora").replace("skip = 100", "substeps = 2")
+PHASES = LORA.replace("lcm-lora", "phases-lora").replace("skip = 100", "substeps = 2\nown = 0.5")
 
 
 @pytest.fixture(scope="module")

@@ -348,6 +348,11 @@ def test_the_precision_is_settled_when_a_run_begins(tmp_path: Path, monkeypatch:
         assert (story["step"], story["recipe"]["autocast"]) == (steps, "bf16")
 
 
+def test_a_model_without_blocks_is_not_recomputed(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="tiny has no blocks to compute again: remove recompute = true"):
+        train(TinyTask, recipe(tmp_path / "out", recompute=True), device="cpu")
+
+
 def test_another_optimiser_cannot_resume(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "out")
     muon = {"lr": 1e-2, "warmup": 2, "kind": "muon"}

@@ -739,7 +739,10 @@ def test_the_recipes_are_whole_and_name_pictures_that_are_there(name: str) -> No
         (["model=tinny"], "did you mean"),
         (["pictures=nowhere"], "no folder nowhere"),
         (["pictures=models", "prompt=a star"], "no pictures in models"),
-        (["pictures=models"], "no metadata.jsonl with captions: write one, or give prompt"),
+        (
+            ["pictures=models"],
+            r"no captions, neither in metadata\.jsonl nor in \.txt files .* or give prompt",
+        ),
         (["method=lorra"], "method = 'lorra'"),
         (['lora.targets={unett=["*"]}'], "no part 'unett' to adapt: did you mean unet"),
         (['lora.targets={unet=["*.nothing"]}'], "matches none of the"),

@@ -5,7 +5,8 @@
         cat.png
         more/dog.jpg
 
-Other columns are allowed and kept. The whole file is checked when the folder is opened; a picture is decoded when asked
+Other columns are allowed and kept. Without that file, each picture's caption is the text file beside it, `cat.txt` of
+`cat.png`, as kohya-ss keeps them. All captions are checked when the folder is opened; a picture is decoded when asked
 for.
 """
 
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 METADATA = "metadata.jsonl"
+SIDECAR = ".txt"  # what ends the name of a caption beside its picture
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of pictures that no metadata names
 NAMED = 5  # of many faults of one kind, how many an error names
 
 
@@ -60,24 +63,28 @@ class Picture:
 
 
 class ImageFolder(Sequence[Picture]):
-    """The captioned pictures of a folder, in the order of its metadata."""
+    """The captioned pictures of a folder, in the order of its metadata; without one, by name."""
 
     def __init__(self, folder: str | os.PathLike[str], *, file: str = "file_name", text: str = "text") -> None:
-        """Read and check the metadata; `file` and `text` name its two columns.
+        """Read and check the captions; `file` and `text` name the two columns of the metadata.
 
         Raises:
-            ValueError: no such folder or metadata, a line that is no JSON object, a column or picture that is missing.
+            ValueError: no such folder, no captions in it, a line that is no JSON object, a column, picture or caption
+                that is missing.
         """
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"there is no folder {self.folder}")
+        if not (self.folder / METADATA).is_file():
+            self._pictures = self._beside()
+            return
         self._pictures = [self._picture(number, row, file, text) for number, row in self._rows()]
         if not self._pictures:
             raise ValueError(f"{self.folder / METADATA} has no lines: write one JSON object for each picture")
         missing = [picture.path for picture in self._pictures if not picture.path.is_file()]
         if missing:
-            names = ", ".join(path.relative_to(self.folder).as_posix() for path in missing[:NAMED])
-            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
             raise ValueError(
-                f"{self.folder / METADATA} names pictures that are not there: {names}{more}. "
+                f"{self.folder / METADATA} names pictures that are not there: {self._named(missing)}. "
                 f"{file} is relative to the folder {self.folder}"
             )
 
@@ -94,17 +101,7 @@ class ImageFolder(Sequence[Picture]):
     def _rows(self) -> Iterator[tuple[int, dict[str, object]]]:
         """Line numbers, from 1, and what is on them; empty lines are passed over."""
         path = self.folder / METADATA
-        if not self.folder.is_dir():
-            raise ValueError(f"there is no folder {self.folder}")
-        if not path.is_file():
-            raise ValueError(
-                f'{self.folder} has no {METADATA}: write lines such as {{"file_name": "a.png", "text": "..."}}'
-            )
-        try:
-            lines = path.read_text("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_text(path).split("\n"), 1):
             if line.strip():
                 try:
                     row = json.loads(line)
@@ -113,6 +110,25 @@ class ImageFolder(Sequence[Picture]):
                 if not isinstance(row, dict):
                     raise ValueError(f"{path}, line {number} is {type(row).__name__}, not an object {{...}}")
                 yield number, row
+
+    def _beside(self) -> list[Picture]:
+        """All pictures, each with the text file beside it."""
+        files = _pictures(self.folder)
+        if not captioned(self.folder):
+            raise ValueError(
+                f'{self.folder} has no {METADATA}: write lines such as {{"file_name": "a.png", "text": "..."}}, or '
+                f"beside each picture its caption, a{SIDECAR} of a.png"
+            )
+        if alone := [file for file in files if not file.with_suffix(SIDECAR).is_file()]:
+            raise ValueError(f"{self.folder}: there is no {SIDECAR} file with a caption beside {self._named(alone)}")
+        said = {file: _text(file.with_suffix(SIDECAR)).strip() for file in files}
+        if empty := [file for file, text in said.items() if not text]:
+            raise ValueError(f"{self.folder}: the captions of {self._named(empty)} are empty: write what they show")
+        return [Picture(file, text, {}) for file, text in said.items()]
+
+    def _named(self, paths: Sequence[Path]) -> str:
+        names = ", ".join(path.relative_to(self.folder).as_posix() for path in paths[:NAMED])
+        return names + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
 
     def _picture(self, number: int, row: dict[str, object], file: str, text: str) -> Picture:
         where = f"{self.folder / METADATA}, line {number}"
@@ -133,3 +149,20 @@ class ImageFolder(Sequence[Picture]):
             raise ValueError(f"{where}: {file} {said[file]!r} is not a path inside {self.folder}")
         more = {key: value for key, value in row.items() if key not in (file, text)}
         return Picture(self.folder / name, said[text], more)
+
+
+def captioned(folder: Path) -> bool:
+    """Are there captions: the metadata, or a text file beside a picture?"""
+    beside = any(file.with_suffix(SIDECAR).is_file() for file in _pictures(folder))
+    return beside or (folder / METADATA).is_file()
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error

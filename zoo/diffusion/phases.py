@@ -2,11 +2,14 @@
 
 The way from noise to data is cut into phases, as in phased consistency models (arXiv 2405.18407): a student need not
 see the end of the way from its beginning, and so never guesses what goes where and how it looks at once. Within a phase
-it is told where the teacher arrives, as in progressive distillation (arXiv 2202.00512), here by all of its steps.
+it is told where the teacher arrives, as in progressive distillation (arXiv 2202.00512), here by all of its steps. A
+phase begins at noised data, or where the student's own steps lead (arXiv 2405.05224): from what it will meet when it
+draws, the teacher shows it the way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -38,36 +41,56 @@ def phases(schedule: Schedule, sampling: Sampling, substeps: int) -> list[Grid]:
     return walks
 
 
+def noised(x0: Tensor, walk: Grid, generator: torch.Generator | None = None) -> Tensor:
+    """x0 [batch, ...] as it is where the phase begins.
+
+    generator: fixes the noise; the same on every device if it is a CPU generator. Of a batch that is
+        `zoo.diffusion.draws.shared`, it is that of these samples.
+    """
+    noise = draws.randn(x0.shape, generator, x0.device).to(x0)
+    return float(walk.alpha[0]) * x0 + float(walk.sigma[0]) * noise
+
+
+@torch.no_grad()
+def led(student: Denoiser, noise: Tensor, conditioning: Conditioning, walks: Sequence[Grid]) -> Tensor:
+    """Where the student's own steps lead from pure noise [batch, ...], one through each phase of `walks`."""
+    x = noise
+    for walk in walks:
+        ratio, gain = _step(walk)
+        x = ratio * x + gain * student.predict(x, float(walk.t[0]), conditioning).x0.to(x)
+    return x
+
+
 def loss(
     student: Denoiser,
     teacher: Denoiser,
-    x0: Tensor,
+    x: Tensor,
     conditioning: Conditioning,
     null: Conditioning,
     walk: Grid,
     sampling: Sampling,
     *,
     huber: float | None = 0.001,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Mean distance of what the student and the teacher say of x0 [batch, ...], noised to where a phase begins.
+    """Mean distance of what the student and the teacher say of x [batch, ...], the state where a phase begins.
 
     null: what the teacher is guided away from (one sample).
     walk: the teacher's way through the phase. What it says is the clean estimate that leads to its end in one step.
     sampling: the teacher's sampler, which must be deterministic, its guidance, and whatever tames that.
     huber: the width in which the pseudo-Huber distance is quadratic (arXiv 2310.14189); None is the squared error.
-    generator: fixes the noise; the same on every device if it is a CPU generator. Of a batch that is
-        `zoo.diffusion.draws.shared`, it is that of these samples.
     """
-    noise = draws.randn(x0.shape, generator, x0.device).to(x0)
-    alpha, sigma = float(walk.alpha[0]), float(walk.sigma[0])
-    x = alpha * x0 + sigma * noise
     with torch.no_grad():
         predict = guided(teacher, conditioning, null, sampling)
         *_, last = find_sampler(sampling.sampler)(predict, x, walk, _no_noise)
-        ratio = float(walk.sigma[-1]) / sigma
-        aim = (last.x - ratio * x) / (float(walk.alpha[-1]) - alpha * ratio)
+        ratio, gain = _step(walk)
+        aim = (last.x - ratio * x) / gain
     return distance((student.predict(x, float(walk.t[0]), conditioning).x0 - aim).float(), huber)
+
+
+def _step(walk: Grid) -> tuple[float, float]:
+    """What one deterministic step through the phase keeps of the state, and takes of the clean estimate."""
+    ratio = float(walk.sigma[-1] / walk.sigma[0])
+    return ratio, float(walk.alpha[-1]) - float(walk.alpha[0]) * ratio
 
 
 def _no_noise(step: int) -> Tensor:

@@ -79,7 +79,7 @@ class AdapterRecipe(Recipe):
     optimiser: Optimiser = ADAPTING
     model: str  # a model's name or folder
     method: Method = "lora"
-    pictures: Path  # a folder: pictures and metadata.jsonl, or pictures alone, all told by `prompt`
+    pictures: Path  # a folder: pictures and their captions (`zoo.data.folder`), or pictures told by `prompt`
     prompt: str | None = None  # "a P7 car": of every picture, in place of captions
     flip: bool = False  # also learn mirrored pictures
     views: int = Field(1, ge=1)  # of each: as it is, and made smaller and moved, its border going on

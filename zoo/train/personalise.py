@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adapt import active
-from zoo.data.folder import METADATA, ImageFolder
+from zoo.data.folder import METADATA, SIDECAR, SUFFIXES, ImageFolder, captioned
 from zoo.data.folder import Picture as Captioned
 from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser
@@ -41,7 +41,6 @@ from zoo.train.task import Batch, Metrics, Task, grid, to_float
 from zoo.train.task import Image as Sample
 from zoo.train.views import beside, companions, views
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PRIOR_SEED = 10_000_000  # of the model's own first picture: far from the seeds that people and tests draw with
 
 
@@ -98,6 +97,9 @@ class AdapterTask(Task[AdapterRecipe]):
 
     def build(self) -> nn.Module:
         return self.trained.model
+
+    def learning(self, model: nn.Module) -> list[nn.Module]:
+        return [network.module for network in self.pipe.adaptable().values()]
 
     def start(self, model: nn.Module, folder: Path) -> None:
         self.trained.begin(folder)
@@ -256,8 +258,11 @@ def read(folder: Path, prompt: str | None, side: int) -> tuple[list[str], Array]
         ValueError: there are no pictures, or one cannot be read.
     """
     if prompt is None:
-        if folder.is_dir() and not (folder / METADATA).is_file():
-            raise ValueError(f'{folder} has no {METADATA} with captions: write one, or give prompt = "a P7 car"')
+        if folder.is_dir() and not captioned(folder):
+            raise ValueError(
+                f"{folder} has no captions, neither in {METADATA} nor in {SIDECAR} files beside its pictures: write "
+                'them, or give prompt = "a P7 car"'
+            )
         pictures = list(ImageFolder(folder))
     else:
         files = sorted(folder.iterdir()) if folder.is_dir() else []

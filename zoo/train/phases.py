@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.diffusion.phases import loss, phases
+from zoo.diffusion import draws
+from zoo.diffusion.phases import led, loss, noised, phases
 from zoo.interface import Sampling
 from zoo.train.distil import LoraDistillation, LoraRecipe
 from zoo.train.recipe import RecipeError
@@ -27,6 +28,7 @@ class PhasesRecipe(LoraRecipe):
     stops: int = Field(4, ge=1)  # steps of the student, and so phases
     spacing: str = "trailing*2"  # of its stops
     substeps: int = Field(5, ge=1)  # of the teacher in a phase
+    own: float = Field(0.0, ge=0, le=1)  # share of batches that begin a phase where the student's steps lead
     solver: Literal["ddim", "euler", "heun", "dpmpp_2m", "unipc"] = "dpmpp_2m"  # the teacher's sampler
 
 
@@ -43,7 +45,7 @@ class PhasesTask(LoraDistillation[PhasesRecipe]):
             self.walks = phases(self.taught.config.schedule, self.sampling, recipe.substeps)
         except ValueError as error:
             raise RecipeError(f"stops = {recipe.stops}, spacing = {recipe.spacing!r}: {error}") from None
-        self.led = Sampling(sampler=recipe.solver, guidance=recipe.guidance, interval=recipe.interval)
+        self.way = Sampling(sampler=recipe.solver, guidance=recipe.guidance, interval=recipe.interval)
 
     @property
     def sampling(self) -> Sampling:
@@ -56,19 +58,17 @@ class PhasesTask(LoraDistillation[PhasesRecipe]):
     def batch(self, step: int, rng: np.random.Generator) -> Batch:
         """The same phase for all, and for all processes that share the batch, since some take longer than others."""
         batch = super().batch(step, rng)
-        return batch | {"phase": torch.full((self.recipe.batch,), int(rng.integers(len(self.walks))))}
+        phase, own = int(rng.integers(len(self.walks))), bool(rng.random() < self.recipe.own)
+        size = (self.recipe.batch,)
+        return batch | {"phase": torch.full(size, phase), "own": torch.full(size, own)}
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         x0, text = self.clean(batch)
-        value = loss(
-            self.student,
-            self.teacher,
-            x0,
-            text,
-            self.null,
-            self.walks[int(batch["phase"][0])],
-            self.led,
-            huber=self.recipe.huber,
-            generator=torch.default_generator,  # the CPU's, which the loop has seeded for this step
-        )
-        return value, {}
+        phase, source = int(batch["phase"][0]), torch.default_generator  # the CPU's, which the loop has seeded
+        if bool(batch["own"][0]):
+            noise = draws.randn(x0.shape, source).to(x0)
+            x = led(self.student, noise, text, self.walks[:phase])
+        else:
+            x = noised(x0, self.walks[phase], source)
+        walk, huber = self.walks[phase], self.recipe.huber
+        return loss(self.student, self.teacher, x, text, self.null, walk, self.way, huber=huber), {}

@@ -51,6 +51,7 @@ class Recipe(Table):
     minutes: float | None = Field(None, gt=0)
     batch: int = Field(64, ge=1)
     accumulate: int = Field(1, ge=1)  # parts that a process computes its batch in, which takes less memory
+    recompute: bool = False  # activations, in the backward pass, in place of keeping them: see `zoo.train.recompute`
     seed: int = Field(0, ge=0)
     optimiser: Optimiser = Optimiser()
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged weights, reached from below: min(ema, (1+s)/(10+s))
@@ -71,6 +72,8 @@ class Recipe(Table):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("say how long to train: exactly one of steps = ... and minutes = ...")
+        if self.recompute and self.compile:
+            raise ValueError("recompute = true and compile = true do not go together: leave one out")
         if self.fresh and self.init is None:
             raise ValueError("fresh names weights that init shall not set, and there is no init")
         return self

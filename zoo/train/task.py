@@ -88,6 +88,10 @@ class Task(ABC, Generic[RecipeT]):
         """What the recipe's learning rate is multiplied by for the model's parameter of this name."""
         return 1.0
 
+    def learning(self, model: nn.Module) -> list[nn.Module]:
+        """The networks that gradients go through: what is trained, and what it is trained within."""
+        return [model]
+
     def compile(self, model: nn.Module) -> None:
         """Compile, in place, what `loss` calls.
 

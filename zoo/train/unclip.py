@@ -52,6 +52,7 @@ class UnclipRecipe(Denoising, TextRecipe):
     image_tokens: int = Field(4, ge=1)  # that are made of an embedding
     dropout: float = Field(0.1, ge=0, le=1)  # share of embeddings replaced by the learned one
     caption_dropout: float = Field(0.5, ge=0, le=1)  # share of captions replaced by the empty one
+    noise: float = Field(0.0, ge=0)  # most noise on embeddings beside a caption, in their deviations; priors err, too
     sampling: Sampling = Sampling(steps=20, guidance=3.0, threshold=1.0)  # of the sample grid, and by default
     judged: int = Field(32, ge=SHOWN // 2)  # fresh scenes, seen and of the dev half each
 
@@ -138,11 +139,14 @@ class UnclipTask(TextTask[UnclipRecipe]):
         vector, count = batch["embeddings"].float(), len(batch["embeddings"])
         # From the CPU's generator, as times and noise are: the same wherever the run goes on.
         dropped = (draws.rand((count,)) < self.recipe.dropout).to(vector.device)
-        vector = torch.where(dropped[:, None], network.null(), vector)
         if not self.recipe.reads:
-            return Conditioning(vector=vector)
+            return Conditioning(vector=torch.where(dropped[:, None], network.null(), vector))
         assert self.empty.pooled is not None  # checked
         unsaid = (draws.rand((count,)) < self.recipe.caption_dropout).to(vector.device)
+        if self.recipe.noise:  # then what the embedding does not say for certain is read from the caption
+            level = self.recipe.noise * draws.rand((count, 1)).to(vector.device) * ~unsaid[:, None]
+            vector = vector + level * network.std * draws.randn(tuple(vector.shape)).to(vector)
+        vector = torch.where(dropped[:, None], network.null(), vector)
         tokens = torch.where(unsaid[:, None, None], self.empty.tokens.float(), batch["tokens"].float())
         pooled = torch.where(unsaid[:, None], self.empty.pooled.float(), batch["vectors"].float())
         return Conditioning(tokens=tokens, vector=torch.cat([vector, pooled], dim=1))
