@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,8 @@ def test_devices_and_types(shelf: Path) -> None:
     assert {p.dtype for p in pipe.to(torch.bfloat16).decoder.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="device 'mars' cannot be used"):
         zoo.load("tiny", device="mars")
+    with pytest.raises(ValueError, match="prediction is one of epsilon, x0, v, not 'noise'"):
+        zoo.load("tiny", device="cpu", prediction="noise")  # type: ignore[arg-type]
 
 
 def test_assembled_by_hand(tiny: Pipeline, draw: Draw) -> None:
@@ -312,3 +315,17 @@ def test_settings_make_the_image_again(draw: Draw) -> None:
     led = draw([RED, PINK], n=1, steps=2, negative=["a star", ""])
     again = draw(led.prompts[0], n=1, seed=led.seeds[0], negative=led.negatives[0], **led.settings)
     assert same(again.tensor, led.tensor[:1])
+
+
+def test_none_turns_off_what_the_model_has_on(tiny: Pipeline, draw: Draw) -> None:
+    """And what is left out is the model's: else a picture drawn without could not be made again by its settings."""
+    on = {"threshold": 0.5, "interval": (0.5, 2.0)}
+    pipe = Pipeline(tiny.text_encoder, tiny.generator, tiny.decoder, defaults=replace(tiny.defaults, **on))
+    off = pipe(PINK, n=1, threshold=None, interval=None, progress=False)
+    assert (off.settings["threshold"], off.settings["interval"]) == (None, None)
+    assert same(off.tensor, draw(PINK, n=1).tensor)
+    assert same(pipe(PINK, n=1, progress=False, **off.settings).tensor, off.tensor)
+    mine = pipe(PINK, n=1, progress=False)
+    assert mine.settings["interval"] == (0.5, 2.0)
+    assert not same(mine.tensor, off.tensor)
+    assert pipe(PINK, n=1, guidance=None, progress=False).settings["guidance"] == tiny.defaults.guidance

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from zoo.upright import as_rgb, upright
 
 Picture: TypeAlias = Image.Image | Tensor
 IMAGES = 4  # for each prompt, unless the call says otherwise
@@ -69,19 +71,23 @@ def as_seeds(seed: int | Sequence[int], n: int | None, prompts: int) -> list[int
 def as_images(given: Picture | Sequence[Picture], size: tuple[int, int] | None, prompts: int, count: int) -> Tensor:
     """Pictures as [count, 3, height, width] in [0, 1] ([1, ...] if all share one), cropped and scaled to `size`.
 
+    PIL pictures are turned upright, and what is transparent in them is white.
+
     Raises:
-        ValueError: their number, shape or range does not fit.
+        ValueError: their kind, number, shape or range does not fit.
     """
-    return _stack([_pixels(one, size, "RGB") for one in _listed(given)], "image", prompts, count)
+    return _stack([_pixels(one, size, "RGB") for one in _listed(given, "image")], "image", prompts, count)
 
 
 def as_mask(given: Picture | Sequence[Picture], size: tuple[int, int], prompts: int, count: int) -> Tensor:
     """Masks as [count, 1, height, width] in [0, 1] (or [1, ...]), 1 where the picture is made anew.
 
+    PIL pictures are turned upright; their brightness counts, and transparency does not.
+
     Raises:
-        ValueError: their number, shape or range does not fit.
+        ValueError: their kind, number, shape or range does not fit.
     """
-    return _stack([_pixels(one, size, "L") for one in _listed(given)], "mask", prompts, count)
+    return _stack([_pixels(one, size, "L") for one in _listed(given, "mask")], "mask", prompts, count)
 
 
 def as_layout(
@@ -89,10 +95,12 @@ def as_layout(
 ) -> Tensor:
     """Semantic maps as class numbers [count, height, width], int64; pictures are cropped and scaled to `size`.
 
+    PIL pictures are turned upright first.
+
     Raises:
         ValueError: their number, shape or kind does not fit, or they hold a number that is no class.
     """
-    listed = list(given) if isinstance(given, Tensor) and given.dim() == 3 else _listed(given)
+    listed = list(given) if isinstance(given, Tensor) and given.dim() == 3 else _listed(given, "layout")
     painted = _stack([_numbers(one, size) for one in listed], "layout", prompts, count)
     if painted.numel() and not 0 <= int(painted.min()) <= int(painted.max()) < len(classes):
         wrong = next(int(number) for number in painted.unique() if not 0 <= number < len(classes))
@@ -116,16 +124,24 @@ def _seed(value: object) -> int:
     return seed
 
 
-def _listed(given: Picture | Sequence[Picture]) -> list[Picture]:
+def _listed(given: Picture | Sequence[Picture], what: str) -> list[Picture]:
     if isinstance(given, Tensor):
         return list(given) if given.dim() == 4 else [given]
-    return [given] if isinstance(given, Image.Image) else list(given)
+    several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    listed = list(cast(Sequence[Picture], given)) if several else [cast(Picture, given)]
+    for one in listed:
+        if not isinstance(one, Image.Image | Tensor):
+            raise ValueError(
+                f"{what} is a PIL picture or a tensor, or a list of them, not {type(one).__name__}: open a file by "
+                "PIL.Image.open, make a picture of an array by PIL.Image.fromarray"
+            )
+    return listed
 
 
 def _pixels(picture: Picture, size: tuple[int, int] | None, mode: str) -> Tensor:
     channels = 3 if mode == "RGB" else 1
     if isinstance(picture, Image.Image):
-        fitted = picture.convert(mode)
+        fitted = as_rgb(picture) if mode == "RGB" else upright(picture).convert(mode)
         if size is not None and fitted.size != (size[1], size[0]):
             fitted = ImageOps.fit(fitted, (size[1], size[0]), Image.Resampling.LANCZOS)
         return (
@@ -150,6 +166,7 @@ def _numbers(layout: Picture, size: tuple[int, int] | None) -> Tensor:
                 f"a layout is a picture of class numbers, of mode L or P, not {layout.mode}: its colours would have to "
                 "be guessed"
             )
+        layout = upright(layout)
         if size is not None and layout.size != (size[1], size[0]):
             layout = ImageOps.fit(layout, (size[1], size[0]), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(layout, dtype=np.int64))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, cast, runtime_checkable
+from typing import Protocol, Self, cast, get_args, runtime_checkable
 
 import torch
 from torch import nn
@@ -17,14 +17,12 @@ from zoo import published, registry, weights
 from zoo.adapt.files import Shipped
 from zoo.call.abilities import ImageEncoder, OneSize, Shaped
 from zoo.config import ModelConfig, Role
+from zoo.diffusion.denoiser import Target
 from zoo.finite import checked_later
 from zoo.interface import Decoder, Generator, Sampling, TextEncoder
 from zoo.pipeline import Pipeline, device_of
 from zoo.published import INDEX, Assembly
 from zoo.safety import SafetyChecker, find_checker
-
-if TYPE_CHECKING:
-    from zoo.diffusion.denoiser import Target
 
 # The pipeline's class in a published folder's model_index.json: the module whose `load_folder(folder, *, variant,
 # dtype)` gives its `Assembly`. A family that learns to read its published checkpoints adds its classes here.
@@ -69,13 +67,15 @@ class Reading:
     clip_skip: int
 
     def check(self, models: Iterable[str | os.PathLike[str]]) -> None:
-        """What needs no file to be looked at: the type, and that one of the models at least has revisions.
+        """What needs no file to be looked at: type and prediction, and that one of the models at least has revisions.
 
         Raises:
             ValueError: it cannot be.
         """
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise ValueError(f"dtype is a floating type, such as torch.float16, not {self.dtype!r}")
+        if self.prediction not in (None, *get_args(Target)):
+            raise ValueError(f"prediction is one of {', '.join(get_args(Target))}, not {self.prediction!r}")
         if self.revision is not None and not any(map(registry.is_fetched, models)):
             raise ValueError("nothing that is loaded here heeds revision: leave it out (it is of what the hub gives)")
 
@@ -233,7 +233,9 @@ class OwnFolder:
     def adapters(self) -> Mapping[str, Shipped]:
         return {
             name: Shipped(
-                self.folder / configs.ADAPTERS / name, {self.folder / file: sum for file, sum in said.files.items()}
+                self.folder / configs.ADAPTERS / name,
+                {self.folder / file: sum for file, sum in said.files.items()},
+                said.settings,
             )
             for name, said in self.config.adapters.items()
         }

@@ -20,7 +20,8 @@ from zoo.adapt.files import Shipped
 from zoo.arguments import Picture, as_negatives, as_prompts, as_seeds
 from zoo.call.abilities import ImageEncoder, Inpainting, Mapped, Negatable, Shaped, Staged, Stepless
 from zoo.call.inputs import layout_of, start_of
-from zoo.call.settings import check_noise, sampling_of, size_of, stages_of
+from zoo.call.settings import OWN, Own, check_noise, sampling_of, size_of, stages_of
+from zoo.call.unmet import warn_of_unmet
 from zoo.config import Role
 from zoo.diffusion.noise import GivenNoise, ImageNoise
 from zoo.finite import Unread
@@ -144,9 +145,9 @@ class Pipeline(Adaptive):
         noise: Tensor | None = None,
         eta: float | None = None,
         rescale: float | None = None,
-        threshold: float | None = None,
-        cap: float | None = None,
-        interval: tuple[float, float] | None = None,
+        threshold: float | Own | None = OWN,
+        cap: float | Own | None = OWN,
+        interval: tuple[float, float] | Own | None = OWN,
         spacing: str | None = None,
         image: Picture | Sequence[Picture] | None = None,
         mask: Picture | Sequence[Picture] | None = None,
@@ -175,8 +176,9 @@ class Pipeline(Adaptive):
         prompts that say it; they act on text, negative prompt and picture alike, but not
         when image= is encoded. batch: images made at once.
         callback(stage, step): called after each step of a batch; True ends that stage of the batch early with what it
-        has, and later stages go on. For the rest see `zoo.interface.Sampling`; None takes the model's default. Of
-        these, generators without a sampler (`zoo.call.abilities.Stepless`) heed the guidance alone.
+        has, and later stages go on. For the rest see `zoo.interface.Sampling`: what is left out is as the model has it,
+        and so is what is None, but that None turns threshold, cap and interval off. Of these, generators without a
+        sampler (`zoo.call.abilities.Stepless`) heed the guidance alone.
 
         Raises:
             ValueError: no prompts, a prompt longer than the text encoder's window, a setting that cannot be, or, at the
@@ -214,6 +216,7 @@ class Pipeline(Adaptive):
                 stacklevel=3,  # the caller of what torch.no_grad() has wrapped
             )
         chosen = self._adapters.choose(adapters, asked, count)
+        warn_of_unmet(self._adapters.asked(chosen), sampling)
         size = size_of(self.generator, self.decoder, self.name, self.size, height, width)
         check_noise(self.generator, noise, count, size)
         if batch < 1:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 
 from zoo import tensors
 from zoo.adapt.active import use
-from zoo.adapt.formats import Format, locate, read, write
+from zoo.adapt.formats import WEIGHTS, Format, locate, read, write
 from zoo.adapt.lora import LoRA, Target, inject
 from zoo.adapt.report import load
 from zoo.interface import Adaptable, Conditioning
@@ -460,7 +461,11 @@ def test_hub_ids(good: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "inner").mkdir()
     (tmp_path / "good.safetensors").rename(tmp_path / "inner" / "style.safetensors")
 
-    def snapshot(repository: str, allow_patterns: list[str]) -> str:
+    class Api:
+        def list_repo_files(self, repository: str) -> list[str]:
+            return ["README.md", "style.safetensors"]
+
+    def snapshot(repository: str, **_: object) -> str:
         asked.append(repository)
         return str(tmp_path / "inner")
 
@@ -473,6 +478,8 @@ def test_hub_ids(good: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(f"{repository}: {file}")
         raise next(kinds)("no network")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert locate("owner/style") == tmp_path / "inner" / "style.safetensors"
@@ -484,6 +491,81 @@ def test_hub_ids(good: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(ValueError, match="there is no adapter"):
             locate(missing)
     assert len(asked) == 3
+
+
+ASIDE = ["README.md", "checkpoint-500/pytorch_lora_weights.safetensors", "unet/model.safetensors", "sample.bin"]
+PEFT = ["adapter_config.json", "adapter_model.bin"]
+
+
+@pytest.mark.parametrize(
+    ("there", "needed", "found"),
+    [
+        (["[x].safetensors"], ["[x].safetensors"], "[x].safetensors"),
+        ([WEIGHTS[2], "epoch-1.safetensors"], [WEIGHTS[2]], WEIGHTS[2]),
+        (["adapter.bin", "pytorch_lora_weights.bin"], ["pytorch_lora_weights.bin"], "pytorch_lora_weights.bin"),
+        (["lora.safetensors", "word.safetensors"], ["lora.safetensors", "word.safetensors"], "lora.safetensors"),
+        ([*PEFT, WEIGHTS[0], "optimizer.pt"], [PEFT[0], WEIGHTS[0]], ""),
+        (PEFT, PEFT, ""),
+    ],
+)
+def test_of_a_repository_only_its_adapter_is_fetched(
+    there: list[str], needed: list[str], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither checkpoints nor whole models in its folders; and what was fetched serves without network."""
+    repository = tmp_path / "models--owner--style"
+    kept = repository / "snapshots" / ("a" * 40)
+
+    class Api:
+        def list_repo_files(self, _: str) -> list[str]:
+            return [*ASIDE, *there]
+
+    def download(_: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(kept.name)
+        kept.mkdir(parents=True)
+        for name in filter_repo_objects([*ASIDE, *there], allow_patterns=allow_patterns):
+            (kept / name).touch()
+        return str(kept)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", download)
+        assert locate("owner/style") == kept / found
+    assert sorted(file.name for file in kept.iterdir()) == needed
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert locate("owner/style") == kept / found
+
+
+def test_without_network_what_is_kept_of_a_repository_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def list_repo_files(self, _: str) -> list[str]:
+            raise OSError("no route to host")
+
+    repository = tmp_path / "models--owner--style"
+    kept = repository / "snapshots" / ("a" * 40)
+    for file, said in ((kept / "style.safetensors", ""), (repository / "refs" / "main", kept.name)):
+        file.parent.mkdir(parents=True)
+        file.write_text(said)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert locate("owner/style") == kept / "style.safetensors"
+    with pytest.raises(ValueError, match="'owner/other' is neither a path here nor a LoRA on the hub"):
+        locate("owner/other")
+
+
+def test_nothing_is_fetched_of_a_repository_of_several_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def list_repo_files(self, _: str) -> list[str]:
+            return ["a.safetensors", "b.safetensors", "c/d.safetensors"]
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    with pytest.raises(ValueError, match=r"style holds no or several adapters \(a.safetensors, .*c/d.safetensors"):
+        locate("owner/style")
 
 
 class Bomb:

@@ -206,6 +206,72 @@ def test_a_pipeline_that_moves_takes_its_adapters_along(tiny_models: Path, files
     assert apart(low, full) < 0.2 * apart(full, plain), "what is rounded is far less than what the adapter does"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_the_same_before_loading_and_after(
+    tiny_models: Path, files: dict[str, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """What is drawn and what is merged, to the bit; nothing is left to be cast in a call."""
+    made: list[dict[str, Tensor]] = []
+    for first in (True, False):
+        pipe = zoo.load(tiny_models / "tiny", device="cpu", dtype=dtype if first else None)
+        if not made:
+            shaken(pipe).save(tmp_path / "prefix.safetensors", "unet")
+        pipe.load_lora(files["p3"])
+        pipe.load_prefix(tmp_path / "prefix.safetensors")
+        pipe.to(dtype=dtype)
+        loaded = pipe._adapters._loaded.values()
+        assert {p.dtype for found in loaded for m in found.modules.values() for p in m.parameters()} == {dtype}
+        drawn = {
+            name: pipe(PINK, n=1, steps=2, progress=False, adapters={name: 0.7}).tensor for name in pipe.adapters()
+        }
+        pipe.merge({"p3": 0.7})
+        made.append(drawn | weights(pipe))
+    assert made[0].keys() == made[1].keys()
+    assert [name for name in made[0] if not torch.equal(made[0][name], made[1][name])] == []
+    plain = weights(zoo.load(tiny_models / "tiny", device="cpu", dtype=dtype))["unet.stem"]
+    stored = load_file(files["p3"])
+    change = torch.tensordot(stored["unet.stem.up"].flatten(1), stored["unet.stem.down"], dims=1)  # alpha is the rank
+    assert torch.equal(made[0]["unet.stem"], (plain + 0.7 * change).to(dtype).float()), "rounded once, at the end"
+
+
+def test_what_half_precision_rounded_comes_back(tiny_models: Path, files: dict[str, Path]) -> None:
+    pipe = zoo.load(tiny_models / "tiny", device="cpu")
+    pipe.load_lora(files["p3"])
+    before = {name: tensor.detach().clone() for name, tensor in factors(pipe).items()}
+    parameters = pipe.adapters()["p3"].parameters
+    for dtype in (torch.bfloat16, torch.float16):
+        pipe.to(dtype)
+        assert all(torch.equal(tensor, before[name].to(dtype)) for name, tensor in factors(pipe).items())
+        assert pipe.adapters()["p3"].parameters == parameters
+    pipe.to(torch.float32)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in factors(pipe).items())
+
+
+def test_what_is_handed_over_to_be_trained_stays_float32(tiny_models: Path) -> None:
+    pipe = zoo.load(tiny_models / "tiny", device="cpu", dtype=torch.bfloat16)
+    unet = pipe.adaptable()["unet"].module
+    lora, prefix = LoRA.build(unet, ["*.to_q"]), Prefix.build(unet, length=2).float()
+    pipe.load_lora({"unet": lora})
+    pipe.load_prefix({"unet": prefix})
+    assert {p.dtype for p in (*lora.parameters(), *prefix.parameters())} == {torch.float32}
+
+
+def shaken(pipe: Pipeline) -> Prefix:
+    """A prefix that changes something, as after training."""
+    prefix = Prefix.build(pipe.adaptable()["unet"].module, length=3).requires_grad_(False).float()
+    source = torch.Generator().manual_seed(7)
+    for layer in prefix.layers.values():
+        layer.pairs.copy_(torch.randn(layer.pairs.shape, generator=source))
+        layer.gate.copy_(torch.randn(layer.gate.shape, generator=source))
+    return prefix
+
+
+def factors(pipe: Pipeline) -> dict[str, Tensor]:
+    """The matrices of p3, by part and name."""
+    parts = pipe._adapters._loaded["p3"].modules.items()
+    return {f"{part}.{name}": tensor for part, module in parts for name, tensor in module.named_parameters()}
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shelf: Path) -> Run:
     return Run(monkeypatch, capsys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from zoo.adapt.lora import LoRA, Target
 from zoo.adapt.prefix import Prefix
 from zoo.adapt.words import Word
 from zoo.app.models import Models
+from zoo.call.unmet import UnmetSettings
+from zoo.film import record
+from zoo.pipeline import Pipeline
 from zoo.train.loop import STORY
 from zoo.train.methods import BASE, goes_with, weights_of, write_base
 from zoo.train.model_recipe import Adapter, ShipRecipe
@@ -140,6 +144,61 @@ def test_one_word_is_not_learned_twice(run: Path) -> None:
     assert list(pipe.adapters()) == ["zip"], "nothing is half loaded"
     assert torch.equal(pipe(ZIP, **QUICK).tensor, before)
     assert pipe.report_lora("zip").matched
+
+
+def with_settings(run: Path) -> Pipeline:
+    """The model with the adapters zip and few, which is to be called with settings of its own."""
+    few = Adapter(run=run, summary="Fewer.", prompt=ZIP, settings={"steps": 2, "sampler": "ddim", "interval": [1, 9.0]})
+    one = recipe(run)
+    add_adapters(registry.find("spare"), one.model_copy(update={"adapters": {**one.adapters, "few": few}}))
+    return zoo.load("spare", device="cpu")
+
+
+def test_the_settings_that_go_with_it_are_at_hand(run: Path) -> None:
+    pipe = with_settings(run)
+    pipe.load_lora("zip")
+    assert pipe.load_adapter("few", name="quick") == "quick"
+    status = pipe.adapters()
+    assert status["quick"].settings == {"steps": 2, "sampler": "ddim", "interval": [1, 9.0]}
+    assert status["zip"].settings == {}
+    settings = status["quick"].settings
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnmetSettings)
+        made = pipe(ZIP, n=1, progress=False, adapters={"quick": 1.0}, **settings)
+        pipe(ZIP, n=1, progress=False, adapters={"quick": 1.0}, **{**settings, "interval": (1.0, 9.0)})
+    assert made.settings["steps"] == 2
+
+
+def test_a_call_with_other_settings_is_warned(run: Path) -> None:
+    pipe = with_settings(run)
+    pipe.load_lora("few")
+    told = r"""'few' is made for steps=2, interval=\[1, 9.0\], but this call has steps=1, interval=None: .*or pass """
+    with pytest.warns(UnmetSettings, match=told + r"""\*\*pipe.adapters\(\)\["few"\].settings""") as caught:
+        pipe(["a circle", ZIP], **QUICK, sampler="ddim", adapters=[{}, {"few": 0.5}])
+    assert caught[0].filename == __file__, "the caller is told"
+    with pytest.warns(UnmetSettings):
+        pipe(ZIP, **QUICK)  # its word calls it
+    pipe.load_lora("zip", name="other")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnmetSettings)
+        for adapters in ({}, {"few": 0.0}, {"other": 1.0}):
+            pipe(ZIP, **QUICK, adapters=adapters)
+        pipe("a circle", **QUICK)
+    with pytest.raises(ValueError, match="'few': a strength is a finite number, got nan"):
+        pipe(ZIP, **QUICK, adapters={"few": float("nan")})
+    pipe.merge("few")
+    with pytest.warns(UnmetSettings):
+        pipe("a circle", **QUICK)
+
+
+def test_a_comparison_and_a_film_go_on_where_settings_are_others(run: Path) -> None:
+    pipe = with_settings(run)
+    pipe.load_lora("few")
+    with pytest.warns(UnmetSettings):
+        assert zoo.compare(["spare+few"], ZIP, steps=1, repeats=1, device="cpu", progress=False).rows
+    with pytest.warns(UnmetSettings):
+        result, _ = record(pipe, ZIP, **QUICK, adapters={"few": 1.0})
+    assert len(result.tensor) == 1
 
 
 def test_the_card_tells_and_can_be_run(run: Path) -> None:

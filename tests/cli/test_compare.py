@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.cli.conftest import Run
 
@@ -20,6 +21,7 @@ USUAL = {
     "inception": None,
     "repeats": 3,
     "device": "auto",
+    "reading": {},
     "progress": False,
 }
 
@@ -66,6 +68,9 @@ def comparing(monkeypatch: pytest.MonkeyPatch) -> Comparing:
         ("--inception weights.pth", {"inception": Path("weights.pth")}),
         ("--repeats 1", {"repeats": 1}),
         ("--device cpu", {"device": "cpu"}),
+        ("--dtype bfloat16", {"reading": {"dtype": torch.bfloat16}}),
+        ("--variant fp16", {"reading": {"variant": "fp16"}}),
+        ("--revision v2 --prediction v", {"reading": {"revision": "v2", "prediction": "v"}}),
     ],
 )
 def test_options_are_heeded(run: Run, comparing: Comparing, options: str, settings: dict[str, object]) -> None:

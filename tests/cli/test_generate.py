@@ -68,6 +68,8 @@ def wanted(pipe: Pipeline, **settings: Any) -> list[bytes]:
         ("--height 48", {"height": 48}),
         ("--width 48", {"width": 48}),
         ("--rescale 0.7", {"rescale": 0.7}),
+        ("--threshold 0.9", {"threshold": 0.9}),
+        ("--interval 0.5 2", {"interval": (0.5, 2.0)}),
         ("--sampler ddim --eta 0.5", {"eta": 0.5}),
         ("--image IMAGE", {"image": "IMAGE"}),
         ("--image IMAGE --strength 0.25", {"strength": 0.25}),
@@ -91,6 +93,24 @@ def test_an_option_changes_the_picture_as_its_setting_does(
     assert drawn(out) != wanted(tiny, **settings(before))
 
 
+def test_what_is_not_given_is_left_to_the_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None would turn some settings off, so it must not be passed in place of silence."""
+    seen: dict[str, object] = {}
+    draw = Pipeline.__call__
+
+    def call(pipe: Pipeline, prompts: str, **settings: Any) -> Any:
+        seen.update(settings)
+        return draw(pipe, prompts, **settings)
+
+    monkeypatch.setattr(Pipeline, "__call__", call)
+    asked = ["generate", RED, "-m", "tiny", "-n", "1", "--device", "cpu", "-o", str(tmp_path)]
+    assert run(*asked)[0] == 0
+    assert seen == {"n": 1, "seed": 0, "progress": False}
+    seen.clear()
+    assert run(*asked, "--film")[0] == 0
+    assert seen.keys() == {"n", "seed", "progress", "callback", "batch"}, "and those that a film needs"
+
+
 def test_a_layout_says_what_goes_where(run: Run, painter: Path, given: dict[str, Path], tmp_path: Path) -> None:
     asked = ["-m", str(painter), "-n", "1", "--steps", "4", "--device", "cpu", "-o", str(tmp_path / "out")]
     status, out, err = run("generate", RED, *asked, "--layout", str(given["LAYOUT"]))
@@ -110,6 +130,14 @@ def test_a_picture_is_taken_upright(run: Run, tiny: Pipeline, given: dict[str, P
     status, out, err = run("generate", RED, *asked, "-o", str(tmp_path / "out"))
     assert status == 0, err
     assert drawn(out) == wanted(tiny, image=picture.transpose(Image.Transpose.ROTATE_180))
+
+
+def test_a_damaged_picture_is_named(run: Run, given: dict[str, Path], tmp_path: Path) -> None:
+    damaged = tmp_path / "half.png"
+    damaged.write_bytes(given["IMAGE"].read_bytes()[:200])
+    status, _, err = run("generate", RED, *QUICK, "--image", str(damaged))
+    assert status == 2
+    assert f"{damaged} is not a picture that can be read: " in err
 
 
 def test_rerank_keeps_what_clip_likes(run: Run, tiny: Pipeline, tmp_path: Path) -> None:

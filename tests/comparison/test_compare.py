@@ -69,6 +69,15 @@ def test_every_model_draws_the_same_prompts_with_the_same_seeds(found: Compariso
     assert [row.evaluations["generator"] for row in found.rows] == [4, 6, 4]
 
 
+def test_all_models_are_read_as_is_said(shelf: Path) -> None:
+    found = zoo.compare(["tiny", "other"], "a star", reading={"dtype": torch.bfloat16}, **QUICK)
+    for row in found.rows:
+        pipe = zoo.load(row.name, device="cpu", dtype=torch.bfloat16)
+        assert pixels(row, 0) == pipe("a star", n=1, steps=2, progress=False).images[0].tobytes()
+    with pytest.raises(ValueError, match="^tiny: nothing that is loaded here heeds variant: leave it out"):
+        zoo.compare(["tiny"], "a star", reading={"variant": "fp16"}, **QUICK)
+
+
 def test_a_seed_of_another_library_is_one_seed(shelf: Path) -> None:
     assert zoo.compare(["tiny"], "a star", seed=np.int64(3), **QUICK).seeds == (3,)
 

@@ -87,6 +87,7 @@ def test_captions_beside_their_pictures(folder: Path) -> None:
     (folder / "a.txt").write_text("\ufeff红色的圆形\n", "utf-8")
     (folder / "more" / "b.txt").write_text("a square", "utf-8")
     (folder / "notes.txt").write_text("of no picture", "utf-8")
+    (folder / "._a.png").write_bytes(b"what macOS leaves")
     pictures = ImageFolder(folder)
     assert [(p.path, p.text) for p in pictures] == [
         (folder / "a.png", "红色的圆形"),
@@ -100,7 +101,7 @@ def test_captions_beside_their_pictures(folder: Path) -> None:
     ("text", "said"),
     [
         (None, r"no \.txt file with a caption beside more/b\.jpg"),
-        (b" \n", r"the captions of more/b\.jpg are empty"),
+        (b" \n", r"more/b\.txt are empty"),
         (b"\xff\xfe", r"b\.txt is not UTF-8"),
     ],
 )
@@ -110,6 +111,15 @@ def test_faults_of_captions_beside_their_pictures_are_named(folder: Path, text: 
     if text is not None:
         (folder / "more" / "b.txt").write_bytes(text)
     with pytest.raises(ValueError, match=said):
+        ImageFolder(folder)
+
+
+def test_pictures_that_share_a_caption_are_named(folder: Path) -> None:
+    (folder / "metadata.jsonl").unlink()
+    for name in ("a.txt", "more/b.txt"):
+        (folder / name).write_text("a circle", "utf-8")
+    Image.new("RGB", (4, 4)).save(folder / "a.webp")
+    with pytest.raises(ValueError, match=r"a\.webp share a caption with another picture"):
         ImageFolder(folder)
 
 

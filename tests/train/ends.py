@@ -24,6 +24,20 @@ def check_resumed(recipe: Path, out: Path, *more: str) -> Path:
     return resumed
 
 
+def check_recomputed(recipe: Path, out: Path, *more: str) -> None:
+    """A run whose blocks are computed again in the backward pass ends as one that keeps everything."""
+    kept, again = out / "kept", out / "again"
+    for folder in (kept, again):
+        said = [
+            "checkpoint_every=1",
+            "optimiser.warmup=0",
+            *more,
+            f"recompute={'true' if folder == again else 'false'}",
+        ]
+        run(recipe, [*said, f"out={folder}"], device="cpu")
+    check_same_end(kept, again)
+
+
 def check_same_end(whole: Path, resumed: Path) -> None:
     """Weights, averages and the optimiser's state of two runs' last checkpoints are the same, bit for bit.
 

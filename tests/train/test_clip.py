@@ -163,6 +163,11 @@ def test_what_is_fresh_was_drawn_for_no_cache(home: Path, monkeypatch: pytest.Mo
     assert not any(image.numpy().tobytes() in cached for image in task.fresh["images"])
 
 
+def test_it_is_not_made_to_be_recomputed(home: Path) -> None:
+    with pytest.raises(TrainingError, match="clip has no blocks that can be computed again"):
+        run(home / "clip.toml", [f"out={home / 'recomputed'}", "recompute=true"], device="cpu")
+
+
 def test_it_is_not_made_to_be_compiled(home: Path) -> None:
     with pytest.raises(TrainingError, match="clip is not made to be compiled: remove compile"):
         run(home / "clip.toml", [f"out={home / 'compiled'}", "compile=true"], device="cpu")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import zoo
+from tests.train.ends import check_recomputed
 from zoo.adapt.files import LORA as LORA_FILE
 from zoo.diffusion.noise import ImageNoise
 from zoo.interface import Conditioning, Sampling
@@ -151,6 +152,10 @@ def test_a_resumed_distillation_is_the_uninterrupted_one_bit_for_bit(
     one, two = (load_file(checkpoint.found(tmp_path / name / "checkpoints")[0]) for name in ("whole", "halves"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_blocks_may_be_computed_again(home: Path, model: Path, overrides: list[str], tmp_path: Path) -> None:
+    check_recomputed(home / "phases-lora.toml", tmp_path, f"teacher={model}", *overrides[1:])
 
 
 def test_the_target_of_both_kinds_of_student_decays_alike() -> None:

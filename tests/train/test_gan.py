@@ -213,6 +213,11 @@ def test_it_can_start_from_exported_weights(home: Path, recipe: Path) -> None:
         run(recipe, said(home, "gan-third", start, "model.hidden_width=9"), device="cpu")
 
 
+def test_it_is_not_made_to_be_recomputed(home: Path, recipe: Path) -> None:
+    with pytest.raises(TrainingError, match="gan has no blocks that can be computed again"):
+        run(recipe, said(home, "recomputed", "recompute=true"), device="cpu")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -349,7 +349,7 @@ def test_the_precision_is_settled_when_a_run_begins(tmp_path: Path, monkeypatch:
 
 
 def test_a_model_without_blocks_is_not_recomputed(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="tiny has no blocks to compute again: remove recompute = true"):
+    with pytest.raises(TrainingError, match="tiny has no blocks that can be computed again: remove recompute = true"):
         train(TinyTask, recipe(tmp_path / "out", recompute=True), device="cpu")
 
 

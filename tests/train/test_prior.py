@@ -184,7 +184,7 @@ def test_too_few_scenes_for_the_components(home: Path) -> None:
 def test_processes_cannot_share_a_contrast(home: Path) -> None:
     kind = task_type("one-step-prior")
     task = kind(validate(kind.recipe_type, read_toml(home / "one-step-prior.toml")), torch.device("cpu"))
-    with pytest.raises(TrainingError, match="use one process"):
+    with pytest.raises(TrainingError, match="train it in one process, with accumulate = 1"):
         task.share({}, 0, 2)
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.adapt.conftest import PARTS, built
+from tests.train.ends import check_recomputed
 from zoo.adapt.active import use
 from zoo.adapt.lora import LoRA, Target, inject
-from zoo.train import checkpoint, run
+from zoo.train import run
 from zoo.train.recipe import RecipeError
 from zoo.train.recompute import recompute
 
@@ -112,17 +112,10 @@ def test_a_copy_recomputes_itself() -> None:
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_a_run_that_recomputes_learns_the_same(home: Path, part: str, tmp_path: Path) -> None:
     between = [f"vae={home / 'vae' / 'final'}", f"text_encoder={home / 'text'}"] if part == "unet" else []
-    ends = []
-    for again in ("false", "true"):
-        out = tmp_path / again
-        run(home / f"{part}.toml", [f"out={out}", f"recompute={again}", *between], device="cpu")
-        (newest,) = checkpoint.found(out / "checkpoints")[:1]
-        ends.append({key: tensor for key, tensor in load_file(newest).items() if key.startswith(("model.", "ema."))})
-    assert all(ends[0][key].equal(ends[1][key]) for key in ends[0] | ends[1])
+    check_recomputed(home / f"{part}.toml", tmp_path, *between)
 
 
 @pytest.mark.usefixtures("same_cache")
 def test_what_cannot_be_recomputed_is_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="recompute = true and compile = true do not go together"):
         run(home / "vae.toml", [f"out={tmp_path}", "recompute=true", "compile=true"], device="cpu")
-    assert recompute(built(PARTS["gan"])) == 0

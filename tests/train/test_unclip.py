@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.dalle2.unclip import prior, towers, write_clip
-from tests.train.ends import check_resumed
+from tests.train.ends import check_recomputed, check_resumed
 from zoo import tensors
 from zoo.config import PartConfig
 from zoo.dalle2.decoder import FILE, UnclipDecoder, UnclipNetwork, UnclipNetworkConfig
@@ -64,7 +65,11 @@ scenes = 12
 size = 64
 workers = 1
 """
-KINDS = {"captions": [], "alone": ["reads=false"], "learned": ["variance=learned_range", "prediction=epsilon"]}
+KINDS = {
+    "captions": ["noise=1.0"],
+    "alone": ["reads=false"],
+    "learned": ["variance=learned_range", "prediction=epsilon"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +275,31 @@ def test_the_checker_looks_at_what_is_decoded(home: Path, monkeypatch: pytest.Mo
     assert np.abs(pairs[:, :, :, 0] - pairs[:, :, :, 1]).mean() < 20, "each scene stands beside what is decoded of it"
 
 
+def test_blocks_may_be_computed_again(home: Path) -> None:
+    check_recomputed(home / "decoder.toml", home / "recomputed", *said(home, "recomputed", "noise=1.0"))
+
+
+def test_embeddings_are_noised_beside_captions_alone(home: Path) -> None:
+    """By a share of their own deviation that is drawn for each; those that stand alone are as CLIP made them."""
+    chances = {"dropout": 0.0, "caption_dropout": 0.5, "noise": 0.5}
+    one = task(home, *(f"{key}={value}" for key, value in chances.items()))
+    network = cast(unclip.UnclipNetwork, cast(Denoiser, one.build()).network)
+    rows = np.zeros(400, dtype=np.int64)
+    batch = one.rows(rows, np.random.default_rng(0))
+    torch.manual_seed(0)
+    given = one.told(network, batch)
+    assert given.vector is not None
+    assert given.tokens is not None
+    width = batch["embeddings"].shape[1]
+    moved = (given.vector[:, :width] - batch["embeddings"].float()) / network.std
+    alone = (given.tokens == one.empty.tokens.float()).flatten(1).all(1)
+    assert 150 < alone.sum() < 250
+    assert not moved[alone].any()
+    sizes = moved[~alone].square().mean(1).sqrt()
+    assert 0.2 < sizes.mean() < 0.3, "half of the most, on average"
+    assert 0.1 < sizes.std() < 0.2, "each by a share of its own"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -279,6 +309,7 @@ def test_the_checker_looks_at_what_is_decoded(home: Path, monkeypatch: pytest.Mo
         (["model.head_width=7"], "head_width=7"),
         (["model.in_channels=4"], r"\[model\] cannot be.*3 in_channels"),
         (["judged=4"], "judged"),
+        (["reads=false", "noise=0.5"], "noise is for embeddings beside captions"),
         (["variance=learnt"], "variance"),
         (["sampling.sampler=dpmpp"], "unknown sampler 'dpmpp'"),
         (["sampling.steps=2000"], "2000"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ class Adapted(Protocol):
 @dataclass(frozen=True)
 class AdapterStatus:
     """What is loaded under a name. merged: the strength with which it is in the weights, None if it is not. word: the
-    one that was learned with it, if any: it acts of itself where prompts say that."""
+    one that was learned with it, if any: it acts of itself where prompts say that. settings: what calls ask for beside
+    it, such as steps, if it came with the model and goes with other settings than the model's."""
 
     kind: str
     source: str
@@ -45,6 +46,7 @@ class AdapterStatus:
     merged: float | None
     report: Report | None = None
     word: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,7 +55,9 @@ class _Loaded:
     modules: Mapping[str, LoRA | Prefix]
     injections: list[lora.Injection | prefix.PrefixInjection]
     report: Report | None
+    stored: bool  # it is of a file, and not trained: its type is that of what it adapts
     word: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Adapters:
@@ -80,20 +84,28 @@ class Adapters:
     ) -> Report | None:
         """Load a file, folder or hub id, or take LoRAs by part as they are; see `Pipeline.load_lora`."""
         if isinstance(source, Mapping):
-            self._add(name or "lora", "memory", source, None)
+            self._add(name or "lora", "memory", source)
             return None
         loras, report = load(locate(source), self.networks(), partial=partial)
-        self._add(name or stem(source), str(source), loras, report)
+        self._add(name or stem(source), str(source), loras, report, stored=True)
         return report
 
     def load_prefix(self, source: str | Path | Mapping[str, Prefix], name: str | None = None) -> None:
         """Load a prefix that `Prefix.save` wrote, or take prefixes by part as they are."""
         if isinstance(source, Mapping):
-            return self._add(name or "prefix", "memory", source, None)
+            return self._add(name or "prefix", "memory", source)
         part, loaded = Prefix.load(Path(source))
-        self._add(name or stem(source), str(source), {part: loaded}, None)
+        self._add(name or stem(source), str(source), {part: loaded}, stored=True)
 
-    def _add(self, name: str, source: str, modules: Mapping[str, LoRA | Prefix], report: Report | None) -> None:
+    def _add(
+        self,
+        name: str,
+        source: str,
+        modules: Mapping[str, LoRA | Prefix],
+        report: Report | None = None,
+        *,
+        stored: bool = False,
+    ) -> None:
         if name in self._loaded:
             raise ValueError(f"an adapter called {name!r} is loaded already: give another name=, or unload it first")
         networks = self.networks()
@@ -113,13 +125,32 @@ class Adapters:
             for injection in done:
                 injection.remove()
             raise
-        self._loaded[name] = _Loaded(source, modules, done, report)
+        self._loaded[name] = _Loaded(source, modules, done, report, stored)
+        self._cast(self._loaded[name])
 
     def called_by(self, word: str, name: str) -> None:
         """Have this adapter, and no other, act of itself where prompts say this word, in calls that choose none."""
         for found in self._loaded.values():
             found.word = None if found.word == word else found.word
         self._find(name).word = word
+
+    def asks(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Have calls know the settings that go with this adapter."""
+        self._find(name).settings = settings
+
+    def asked(self, chosen: Chosen) -> dict[str, Mapping[str, Any]]:
+        """The settings that go with what acts in a call, by the adapters' names; what is merged acts in every call.
+
+        Raises:
+            ValueError: a strength is none.
+        """
+        loaded = list(self._loaded.items())  # another thread may load one meanwhile
+        return {
+            name: found.settings
+            for name, found in loaded
+            if found.settings
+            and (found.injections[0].merged or any(finite(name, choice.get(name, 0.0)) for choice in chosen.each))
+        }
 
     def unload(self, name: str) -> None:
         """Take an adapter off and forget it."""
@@ -168,15 +199,22 @@ class Adapters:
                 merged=next((injection.merged for injection in found.injections), None),
                 report=found.report,
                 word=found.word,
+                settings=found.settings,
             )
             for name, found in self._loaded.items()
         }
 
     def to(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
-        """Move what is loaded along with the parts."""
+        """Move what is loaded along with the parts, which have moved already."""
         for found in self._loaded.values():
             for module in found.modules.values():
-                module.to(device=device, dtype=dtype)
+                module.to(device=device, dtype=None if found.stored else dtype)
+            self._cast(found)
+
+    def _cast(self, found: _Loaded) -> None:
+        """What is of a file acts in the type of what it adapts, whichever of the two was there first."""
+        for injection in found.injections if found.stored else []:
+            injection.cast()
 
     def label(self) -> str:
         """What is merged, to be said beside the model's name: "" if nothing is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from zoo.adapt import files
 from zoo.adapt.adapters import Adapters, AdapterStatus, Choice
@@ -66,6 +66,7 @@ class Adaptive:
         path = locate(self._place(source))
         word, name = self._word_beside(source, path), name or files.stem(source)
         report = self._adapters.load_lora(path, name, partial=partial)
+        self._adapters.asks(name, self._settings(source))
         if word is not None:
             self._adapters.called_by(self.load_word(word), name)
         return report
@@ -81,6 +82,7 @@ class Adaptive:
         path = locate(self._place(source))
         word, name = self._word_beside(source, path), name or files.stem(source)
         self._adapters.load_prefix(path, name)
+        self._adapters.asks(name, self._settings(source))
         if word is not None:
             self._adapters.called_by(self.load_word(word), name)
 
@@ -108,6 +110,11 @@ class Adaptive:
             f"came with {self.name}: {came}"
         )
 
+    def _settings(self, source: str | Path) -> Mapping[str, Any]:
+        """What calls ask for beside an adapter that came with the model; nothing of others is known."""
+        came = self.shipped.get(source) if isinstance(source, str) else None
+        return {} if came is None else came.settings
+
     def _word_beside(self, source: str | Path, path: Path) -> Word | None:
         """The word that was learned with an adapter and lies in its folder; none where only its file was asked for."""
         file = (path if path.is_dir() else path.parent) / files.WORD
@@ -122,7 +129,8 @@ class Adaptive:
         return self._adapters.networks()
 
     def adapters(self) -> dict[str, AdapterStatus]:
-        """What is loaded, by name: kind, source, adapted modules, and with which strength it is merged, if it is."""
+        """What is loaded, by name: kind, source, adapted modules, with which strength it is merged, if it is, and the
+        `settings` that go with it, `pipe(prompt, adapters={name: 1.0}, **pipe.adapters()[name].settings)`."""
         return self._adapters.status()
 
     def report_lora(self, source: str | Path) -> Report:

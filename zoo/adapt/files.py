@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 Kind: TypeAlias = Literal["lora", "prefix", "word"]
 # As training leaves them:
@@ -15,10 +15,12 @@ LORA, PREFIX, WORD = Path("lora.safetensors"), Path("prefix.safetensors"), Path(
 
 @dataclass(frozen=True)
 class Shipped:
-    """An adapter that came with a model: its folder, and the SHA-256 of its files by their paths."""
+    """An adapter that came with a model: its folder, the SHA-256 of its files by their paths, and the settings that
+    calls ask for beside it."""
 
     folder: Path
     sums: Mapping[Path, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self) -> Path:
         """The folder.

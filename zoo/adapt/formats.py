@@ -12,6 +12,7 @@ What a module is called in them is data that a part hands over (`zoo.interface.A
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import re
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import hub, tensors
-from zoo.adapt.files import LORA, PREFIX
+from zoo.adapt.files import LORA, PREFIX, WORD
 from zoo.adapt.lora import LoRA
 from zoo.adapt.stated import HEADER, Stated, of_folder, of_header, of_zoo
 from zoo.atomic import write_text
@@ -90,7 +91,8 @@ class LoRAFile:
 def locate(source: str | Path) -> Path:
     """The file or PEFT folder of a path, of a hub id `owner/name`, or of one file in it, `owner/name/file`.
 
-    Of a folder, its one adapter: the file of a usual name, or the only one there is.
+    Of a folder or repository, its one adapter: the file of a usual name, or the only one there is. Of a repository
+    nothing else is fetched, but the word that was learned with it.
 
     Raises:
         ValueError: there is none, or a folder holds several and no one of them has a usual name.
@@ -104,17 +106,8 @@ def locate(source: str | Path) -> Path:
         path = _fetch(str(source))
     if path.is_file():
         return path.parent if path.name in WEIGHTS[:2] and (path.parent / CONFIG).is_file() else path
-    if (path / CONFIG).is_file():
-        return path
-    for usual in ((WEIGHTS[2],), ("pytorch_lora_weights.bin",), (LORA.name, PREFIX.name)):
-        found = [path / name for name in usual if (path / name).is_file()]
-        if len(found) == 1:
-            return found[0]
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    listed = ", ".join(sorted(file.name for file in path.iterdir())[:20])
-    raise ValueError(f"{source} is a folder with no or several adapters ({listed}): give one file's path")
+    chosen = _choose(source, [file.name if file.is_file() else f"{file.name}/" for file in path.iterdir()])
+    return path if chosen == CONFIG else path / chosen
 
 
 def read(path: str | Path) -> LoRAFile:
@@ -279,15 +272,39 @@ def _with_stated(module: str, entry: Entry, stated: Mapping[str, Stated]) -> Ent
     return replace(entry, alpha=alpha, rank=rank)
 
 
+def _choose(source: str | Path, names: Sequence[str]) -> str:
+    """Of the files of a folder or repository, by their names there, its one adapter; `CONFIG` is a PEFT folder."""
+    top = sorted(name for name in names if "/" not in name)
+    any_one = [name for name in top if name.endswith(".safetensors")]
+    for usual in ([CONFIG], [WEIGHTS[2]], ["pytorch_lora_weights.bin"], [LORA.name, PREFIX.name], any_one):
+        found = [name for name in usual if name in top]
+        if len(found) == 1:
+            return found[0]
+    listed = ", ".join(sorted(names)[:20])
+    raise ValueError(f"{source} holds no or several adapters ({listed}): give one file's path")
+
+
 def _fetch(source: str) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download
+    """The file that `owner/name/file` names, or the folder of the one adapter of `owner/name`."""
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
     owner, name, *inner = source.split("/")
-    repository, wanted = f"{owner}/{name}", ["*.safetensors", CONFIG, "*lora*.bin", "adapter*.bin"]
+    repository, otherwise = f"{owner}/{name}", "is neither a path here nor a LoRA on the hub"
+    there: list[str] = []  # as without network, where what is kept here has to do
+    if not inner and not constants.HF_HUB_OFFLINE:
+        there = hub.asked(source, lambda: HfApi().list_repo_files(repository), fallback=[], otherwise=otherwise)
+    wanted = [glob.escape(file) for file in _needed(source, there)] if there else None
 
     def fetch() -> str:
         if inner:
             return hf_hub_download(repository, "/".join(inner))
-        return snapshot_download(repository, allow_patterns=wanted)
+        return snapshot_download(repository, allow_patterns=wanted, local_files_only=not there)
 
-    return Path(hub.asked(source, fetch, otherwise="is neither a path here nor a LoRA on the hub"))
+    return Path(hub.asked(source, fetch, otherwise=otherwise))
+
+
+def _needed(source: str, names: Sequence[str]) -> list[str]:
+    """Of a repository's files, those of its one adapter: PEFT's config has the weights beside it."""
+    chosen = _choose(source, names)
+    weights = [name for name in WEIGHTS[:2] if chosen == CONFIG and name in names]
+    return [name for name in dict.fromkeys([chosen, *weights[:1], WORD.name]) if name in names]

@@ -28,6 +28,8 @@ from torch.utils.hooks import RemovableHandle
 
 from zoo.adapt.active import Strength, finite, strength
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class Target(BaseModel):
     """Modules to adapt, and how: a wildcard on their names ("*.to_[qkv]"), or "re:" and a regular expression.
@@ -70,6 +72,7 @@ class LowRank(nn.Module):
     def __init__(self, down: Tensor, up: Tensor, alpha: float) -> None:
         super().__init__()
         self.down, self.up, self.alpha = nn.Parameter(down), nn.Parameter(up), float(alpha)
+        self._exact: tuple[Tensor, Tensor] | None = None  # down and up as they were, where `cast` has rounded them
 
     @classmethod
     def fresh(cls, base: nn.Linear | nn.Conv2d, target: Target, source: torch.Generator | None = None) -> LowRank:
@@ -106,7 +109,23 @@ class LowRank(nn.Module):
 
     def change(self) -> Tensor:
         """What strength 1 adds to the weight, in its shape, float32."""
-        return self.scale * torch.tensordot(self.up.detach().float().flatten(1), self.down.detach().float(), dims=1)
+        down, up = (side.to(self.down.device, torch.float32) for side in self._unrounded())
+        return self.scale * torch.tensordot(up.flatten(1), down, dims=1)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Hold the matrices as a weight of this type needs them, so that no call casts them: in half precision if it
+        is, in float32 if not. What the last cast rounded is taken from what it was before, here and in `change`.
+
+        Not for matrices that are trained: those go on from what they are.
+        """
+        exact, wanted = self._unrounded(), dtype if dtype in HALF else torch.float32
+        down, up = (side.to(self.down.device, wanted) for side in exact)
+        self.down.data, self.up.data = down, up
+        same = all(torch.equal(new.to(old), old) for new, old in zip((down, up), exact, strict=True))
+        self._exact = None if same else exact
+
+    def _unrounded(self) -> tuple[Tensor, Tensor]:
+        return self._exact or (self.down.detach(), self.up.detach())
 
 
 class LoRA(nn.Module):
@@ -259,6 +278,11 @@ class Injection:
     def _unhook(self) -> None:
         while self._handles:
             self._handles.pop().remove()
+
+    def cast(self) -> None:
+        """Hold what acts as the modules' types need it: see `LowRank.cast`."""
+        for base, layer in self._pairs:
+            layer.cast(base.weight.dtype)
 
     @torch.no_grad()
     def merge(self, strength: float = 1.0) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo import tensors
 from zoo.adapt.active import strength
-from zoo.adapt.lora import Target
+from zoo.adapt.lora import HALF, Target
 from zoo.nn.attention import Attention, attend
 from zoo.nn.text import TextAttention
 
@@ -218,6 +218,12 @@ class PrefixInjection:
         self._looks = [(attention, _Look(name, layer, prefix.on_null)) for attention, layer in pairs]
         for attention, look in self._looks:
             attention.beside.append(look)  # type: ignore[union-attr, operator]
+
+    def cast(self) -> None:
+        """Hold what acts in half precision where its attention is, so that no call casts it; otherwise in float32."""
+        for attention, look in self._looks:
+            dtype = attention.to_q.weight.dtype  # type: ignore[union-attr]
+            look.layer.to(dtype if dtype in HALF else torch.float32)
 
     def remove(self) -> None:
         """Take the prefix off the network."""

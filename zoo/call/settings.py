@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from enum import Enum
 from numbers import Real
 
 from torch import Tensor
@@ -15,13 +16,28 @@ from zoo.diffusion.samplers import find_sampler
 from zoo.interface import Decoder, Generator, Sampling
 
 
+class Own(Enum):
+    """What stands for the model's own setting where None is a setting: it turns thresholds, caps and intervals off."""
+
+    OWN = "the model's own"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+OWN = Own.OWN
+OFF_BY_NONE = ("threshold", "cap", "interval")
+
+
 def sampling_of(defaults: Sampling, given: Mapping[str, object]) -> Sampling:
-    """The settings that a call gives, and the defaults where it says None.
+    """The settings that a call gives, and the defaults where it says `OWN`, or None of what cannot be off.
 
     Raises:
         ValueError: a setting that cannot be.
     """
-    said = {key: value for key, value in given.items() if value is not None}
+    said = {
+        key: value for key, value in given.items() if value is not OWN and (value is not None or key in OFF_BY_NONE)
+    }
     return _checked(replace(defaults, **said))  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.shared import MODEL, app, load
+from zoo.cli.shared import MODEL, Prediction, Revision, Variant, app, load
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,13 +23,16 @@ def report(
     file: Annotated[str, typer.Argument(help="A LoRA file, a PEFT folder or a hub id.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A model's name, folder or hub id.")] = MODEL,
     keys: Annotated[bool, typer.Option("--keys", help="Also list every key and the module that it adapts.")] = False,
+    variant: Variant = None,
+    revision: Revision = None,
+    prediction: Prediction = None,
 ) -> None:
     """Tell what a LoRA file holds and whether it fits a model, key by key; the status is 1 unless all of it does.
 
     \b
     zoo lora report style.safetensors --model stable-diffusion-small
     """
-    found = load(model, "cpu").report_lora(file)
+    found = load(model, "cpu", variant=variant, revision=revision, prediction=prediction).report_lora(file)
     typer.echo(found)
     if keys:
         for match in found.matched:

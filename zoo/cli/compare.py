@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from zoo import registry
-from zoo.cli.shared import app, lines
+from zoo.cli.shared import Dtype, Prediction, Revision, Variant, app, lines, reading, said_of
 
 
 class Lists(typer.core.TyperCommand):
@@ -49,6 +49,10 @@ def compare(
     inception: Annotated[Path | None, typer.Option(help="A file of Inception's weights: FID too.")] = None,
     repeats: Annotated[int, typer.Option(help="How often an image is timed.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    dtype: Dtype = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    prediction: Prediction = None,
 ) -> None:
     """Draw the same prompts and seeds by several models, side by side: pictures, scores, seconds, memory.
 
@@ -68,6 +72,7 @@ def compare(
         raise ValueError("no models to compare: add --models A B ...")
     for model in models:
         _known(model)
+    how = reading(dtype, variant, revision, prediction)
     from zoo.comparison.run import compare as run
 
     asked: dict[str, Any] = {"steps": steps, "guidance": guidance, "negative": negative}
@@ -83,8 +88,9 @@ def compare(
         inception=inception,
         repeats=repeats,
         device=device,
+        reading=how,
         progress=sys.stderr.isatty(),
-        **{name: value for name, value in asked.items() if value is not None},
+        **said_of(asked),
     )
     paths = found.save(out)  # before anything is printed, which may fail where it goes to a file or a pipe
     typer.echo(found, nl=False)

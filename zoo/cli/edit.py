@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from zoo import registry
-from zoo.cli.shared import app, from_json, load, picture
+from zoo.cli.shared import Dtype, app, from_json, load, picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,6 +51,7 @@ def variations(
     stages: Stages = None,
     out: Out = OUT,
     device: Device = "auto",
+    dtype: Dtype = None,
 ) -> None:
     """Draw other pictures that mean what a picture does.
 
@@ -59,7 +60,7 @@ def variations(
     zoo edit variations butterfly.png --eta 0.3
     """
     given = _opened([image])
-    pipe = _load(model, device)
+    pipe = _load(model, device, dtype)
     from zoo.dalle2 import edit as edits
 
     made = edits.variations(pipe, given[0], n, seed=seed, eta=eta, stages=_chain(stages, steps))
@@ -80,6 +81,7 @@ def interpolate(
     stages: Stages = None,
     out: Out = OUT,
     device: Device = "auto",
+    dtype: Dtype = None,
 ) -> None:
     """Draw what lies between the meanings of two pictures.
 
@@ -87,7 +89,7 @@ def interpolate(
     zoo edit interpolate butterfly.png star.png -n 7
     """
     given = _opened([first, last])
-    pipe = _load(model, device)
+    pipe = _load(model, device, dtype)
     from zoo.dalle2 import edit as edits
 
     made = edits.interpolate(pipe, given[0], given[1], n, seed=seed, inverted=inverted, stages=_chain(stages, steps))
@@ -109,6 +111,7 @@ def diff(
     stages: Stages = None,
     out: Out = OUT,
     device: Device = "auto",
+    dtype: Dtype = None,
 ) -> None:
     """Change a picture as one description changes to another.
 
@@ -117,7 +120,7 @@ def diff(
     zoo edit diff star.png "a red star" "a blue star" --strength 0.3
     """
     given = _opened([image])
-    pipe = _load(model, device)
+    pipe = _load(model, device, dtype)
     from zoo.dalle2 import edit as edits
 
     ways = strength or list(STRENGTHS)
@@ -135,6 +138,7 @@ def invert(
     stages: Stages = None,
     out: Out = OUT,
     device: Device = "auto",
+    dtype: Dtype = None,
 ) -> None:
     """Take a picture apart into meaning and noise, draw it again of them, and tell how far off it is.
 
@@ -143,7 +147,7 @@ def invert(
     zoo edit invert butterfly.png --steps 100 --refinements 5
     """
     given = _opened([image])
-    pipe = _load(model, device)
+    pipe = _load(model, device, dtype)
     from zoo.dalle2 import edit as edits
 
     chain = _chain(stages, steps)
@@ -155,7 +159,7 @@ def invert(
     typer.echo(f"off by {float(off.mean()):.3g} of 255 on average, by {float(off.max()):.3g} at most", err=True)
 
 
-def _load(model: str | None, device: str) -> Pipeline:
+def _load(model: str | None, device: str, dtype: str | None) -> Pipeline:
     """A model that can edit, or the first at hand; if one cannot, it is told before a published one is fetched and any
     is loaded."""
     held, able = registry.models(), []
@@ -171,7 +175,7 @@ def _load(model: str | None, device: str) -> Pipeline:
             f"{chosen} cannot edit pictures: that takes a DALL-E 2 together with the CLIP that its decoder was trained "
             f"with; models at hand that can: {', '.join(able) or 'none'}"
         )
-    return load(chosen, device)
+    return load(chosen, device, dtype=dtype)
 
 
 def _seen(pipe: Pipeline, given: Image.Image) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from zoo.atomic import write_image
-from zoo.cli.shared import MODEL, app, load
+from zoo.cli.shared import MODEL, Dtype, Prediction, Revision, Variant, app, load, said_of
 
 if TYPE_CHECKING:
     from zoo.pipeline import Pipeline
@@ -39,6 +39,10 @@ def evaluate(
     guidance: Annotated[float | None, typer.Option(help="As for zoo generate.")] = None,
     save: Annotated[Path | None, typer.Option(help="A folder for the report, pictures and a failure sheet.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    dtype: Dtype = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    prediction: Prediction = None,
 ) -> None:
     """Measure how often a model's pictures say what their prompts say, by task, language and split.
 
@@ -53,11 +57,12 @@ def evaluate(
     zoo evaluate --calibrate
     """
     asked: dict[str, Any] = {"steps": steps, "sampler": sampler, "guidance": guidance}
+    reading = {"dtype": dtype, "variant": variant, "revision": revision, "prediction": prediction}
     drawn = {"per-task": per_task, "heldout": heldout}
     if calibrate:
         from zoo.evaluate import calibration
 
-        asked |= {"prompts": prompts, **drawn, "save": save, "editing": editing, "maps": maps}
+        asked |= {"prompts": prompts, **drawn, "save": save, "editing": editing, "maps": maps, **reading}
         _refuse("--calibrate", asked)
         record = calibration.calibrate(300 if scenes is None else scenes, seed)
         typer.echo(json.dumps(record) if as_json else calibration.table(record))
@@ -68,12 +73,12 @@ def evaluate(
     if prompts is not None:
         _refuse("--prompts", drawn)
     per_task, heldout = PER_TASK if per_task is None else per_task, HELDOUT if heldout is None else heldout
-    pipeline = load(model, device)
+    pipeline = load(model, device, **reading)
     from zoo.evaluate import run
 
     if editing or maps:
-        how = {name: value for name, value in asked.items() if value is not None}
-        _score_inputs(pipeline, {"editing": editing, "maps": maps}, as_json, save, {"n": per_task, "seed": seed, **how})
+        how = {"n": per_task, "seed": seed, **said_of(asked)}
+        _score_inputs(pipeline, {"editing": editing, "maps": maps}, as_json, save, how)
         return
     report = run.evaluate(
         cast(run.Pipe, pipeline),  # which takes more settings than a Pipe must
@@ -83,7 +88,7 @@ def evaluate(
         prompts=prompts,
         save=save,
         progress=sys.stderr.isatty(),
-        **{name: value for name, value in asked.items() if value is not None},
+        **said_of(asked),
     )
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else run.table(report))
     if save is not None and (save / "failures.png").exists():

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo import registry
-from zoo.cli.shared import MODEL, app, from_json, load, picture
+from zoo.cli.shared import (
+    MODEL,
+    Dtype,
+    Prediction,
+    Revision,
+    Variant,
+    app,
+    from_json,
+    load,
+    picture,
+    said_of,
+)
 
 if TYPE_CHECKING:
     from zoo.result import Result
@@ -33,6 +44,13 @@ def generate(
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of the ddim sampler, 0 to 1.")] = None,
     rescale: Annotated[float | None, typer.Option(help="Guidance rescaling, 0 to 1.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep clean estimates in range: below 1 by that quantile, 1 by clipping.")
+    ] = None,
+    interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Noise levels (sigma/alpha) between which guidance acts."),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
     mask: Annotated[Path | None, typer.Option(help="With --image: make anew where this picture is white.")] = None,
     strength: Annotated[float | None, typer.Option(help="With --image: how much is made anew, 0 to 1.")] = None,
@@ -59,6 +77,10 @@ def generate(
         "outputs"
     ),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    dtype: Dtype = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    prediction: Prediction = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Draw pictures of prompts, as PNGs that remember prompt, model, seed and settings, and a contact sheet.
@@ -79,10 +101,10 @@ def generate(
     if candidates > 1 and "" in prompts:
         raise ValueError("--rerank chooses by the prompt, but one of these is empty")
     best = _reranker(prompts, n, device) if candidates > 1 else None
-    pipeline = load(model, device)
+    pipeline = load(model, device, dtype=dtype, variant=variant, revision=revision, prediction=prediction)
     from zoo.adapt.files import load_all, split
 
-    settings: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "n": n * candidates,
         "seed": seed,
         "steps": steps,
@@ -94,15 +116,18 @@ def generate(
         "width": width,
         "eta": eta,
         "rescale": rescale,
+        "threshold": threshold,
+        "interval": interval,
         "image": picture(image),
         "mask": picture(mask),
         "strength": strength,
         "layout": picture(layout),
         "augmentation": augmentation,
         "stages": None if stages is None else from_json(stages, "--stages"),
-        "adapters": load_all(pipeline, map(split, adapters or [])),
+        "adapters": load_all(pipeline, map(split, adapters or [])) or None,
         "progress": not quiet and sys.stderr.isatty(),
     }
+    settings = said_of(asked)
     if film:
         from zoo.film import record
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zoo import registry
-from zoo.cli.shared import app, load
+from zoo.cli.shared import Prediction, Revision, Variant, app, load
 
 
 @app.command("list")
@@ -44,6 +44,9 @@ def export(
     to: Annotated[str, typer.Option("--to", help="diffusers, or single-file (U-Net and VAE).")] = "diffusers",
     half: Annotated[bool, typer.Option("--half", help="Store float16.")] = False,
     push: Annotated[str | None, typer.Option("--push", help="Then upload the folder to this hub id.")] = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    prediction: Prediction = None,
 ) -> None:
     """Write a Stable Diffusion of the zoo for others to use.
 
@@ -55,7 +58,7 @@ def export(
         raise ValueError(f"--to {to} is not known: it is diffusers or single-file")
     if push is not None and to != "diffusers":
         raise ValueError("--push uploads a folder: it goes with --to diffusers")
-    pipeline = load(model, "cpu")
+    pipeline = load(model, "cpu", variant=variant, revision=revision, prediction=prediction)
     import torch
 
     from zoo import export as exports

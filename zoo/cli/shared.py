@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from zoo.pipeline import Pipeline
 
 MODEL = "stable-diffusion-small"
+DTYPES, PREDICTIONS = ("float32", "float16", "bfloat16"), ("epsilon", "v")
+
+# How a model is read, as `zoo.load` takes it.
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16 of its weights.")]
+Variant = Annotated[str | None, typer.Option(help="Of a diffusers folder: the files to take, such as fp16.")]
+Revision = Annotated[str | None, typer.Option(help="Of what the hub gives: a branch, tag or commit.")]
+Prediction = Annotated[str | None, typer.Option(help="Of a single file that does not tell: epsilon or v.")]
 
 app = typer.Typer(
     help="Text-to-image models: list them, draw with them, train and measure them.",
@@ -27,25 +35,58 @@ app = typer.Typer(
 )
 
 
-def load(model: str, device: str) -> Pipeline:
-    """The pipeline of a name, folder or hub id."""
+def load(
+    model: str,
+    device: str,
+    *,
+    dtype: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    prediction: str | None = None,
+) -> Pipeline:
+    """The pipeline of a name, folder, file or hub id."""
     # A wrong name is told before torch is imported; what is fetched, once the rest is seen to be right.
     place = model if registry.is_fetched(model) else registry.find(model)
+    how = reading(dtype, variant, revision, prediction)
     from zoo import loading
 
-    return loading.load(place, device=device)
+    return loading.load(place, device=device, **how)
+
+
+def reading(dtype: str | None, variant: str | None, revision: str | None, prediction: str | None) -> dict[str, Any]:
+    """What `zoo.load` is to be given by the options that were.
+
+    Raises:
+        ValueError: a type or a prediction that there is not.
+    """
+    for option, said, known in (("dtype", dtype, DTYPES), ("prediction", prediction, PREDICTIONS)):
+        if said is not None and said not in known:
+            raise ValueError(f"--{option} {said} is not known: it is one of {', '.join(known)}")
+    how = said_of({"variant": variant, "revision": revision, "prediction": prediction})
+    if dtype is not None:
+        import torch
+
+        how["dtype"] = getattr(torch, dtype)
+    return how
+
+
+def said_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given; the others are left out where these go, as None may mean "off" there."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def picture(path: Path | None) -> Image.Image | None:
-    """The picture in a file, upright."""
+    """The picture in a file as it lies there: what draws by it turns it upright (`zoo.upright`)."""
     if path is None:
         return None
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        return ImageOps.exif_transpose(Image.open(path))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture that can be read") from error
+        with Image.open(path) as opened:
+            opened.load()
+            return opened
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL tells damage
+        raise ValueError(f"{path} is not a picture that can be read: {error}") from error
 
 
 def fail(error: Exception, status: int) -> NoReturn:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Asked:
     language: Language
     repeats: int
     batch: int
+    reading: Mapping[str, Any]
     settings: Settings
 
 
@@ -66,6 +67,7 @@ def compare(
     repeats: int = 3,
     batch: int = BATCH,
     device: str | torch.device = "auto",
+    reading: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **settings: object,
@@ -86,7 +88,8 @@ def compare(
     2,000 on the distance is FD-CLIP, before it the kernel distance. inception: the file of Inception's weights, for
     their FID too (`zoo.evaluate.metrics.inception_fid`). language: of those captions. alignment: scenes a task for the
     share of pictures that are what their prompt says (`zoo.evaluate.run`, held-out combinations of the dev half).
-    repeats: how often one image is timed. out: a folder for grid, tables and report (`Comparison.save`).
+    repeats: how often one image is timed. reading: options of `zoo.load` for all models, such as {"dtype":
+    torch.float16}. out: a folder for grid, tables and report (`Comparison.save`).
 
     Models are loaded one after the other, each released before the next. The scores are the same to the last digit when
     all is repeated on one machine, but for what `equal="time"` chooses.
@@ -111,6 +114,7 @@ def compare(
         language=language,
         repeats=repeats,
         batch=batch,
+        reading=reading or {},
         settings=settings,
     )
     rows: list[Row] = []
@@ -182,6 +186,7 @@ def _measured(spec: Spec, asked: Asked, place: torch.device, equal: Equal | None
         text_encoder=spec.parts.get("text_encoder"),
         generator=spec.parts.get("generator"),
         decoder=spec.parts.get("decoder"),
+        **asked.reading,
     )
     how = _settings(pipe, spec, asked.settings)
     stepless = isinstance(pipe.generator, Stepless)  # takes steps of its own, and no others

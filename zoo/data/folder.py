@@ -17,12 +17,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from zoo.upright import as_rgb
 
 METADATA = "metadata.jsonl"
 SIDECAR = ".txt"  # what ends the name of a caption beside its picture
@@ -46,16 +49,11 @@ class Picture:
         """
         try:
             with Image.open(self.path) as opened:
-                turned = ImageOps.exif_transpose(opened)
-                if "transparency" not in turned.info and turned.mode not in ("RGBA", "LA", "PA", "RGBa", "La"):
-                    return turned.convert("RGB")
-                clear = turned.convert("RGBA")
+                return as_rgb(opened)
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"{self.path} cannot be read as a picture ({error}): replace it, or drop its line"
             ) from error
-        white = Image.new("RGBA", clear.size, "white")
-        return Image.alpha_composite(white, clear).convert("RGB")
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
         """The centre square, resampled to uint8 [size, size, 3]."""
@@ -113,17 +111,21 @@ class ImageFolder(Sequence[Picture]):
 
     def _beside(self) -> list[Picture]:
         """All pictures, each with the text file beside it."""
-        files = _pictures(self.folder)
-        if not captioned(self.folder):
+        files = pictures_in(self.folder)
+        captions = {file: file.with_suffix(SIDECAR) for file in files}
+        alone = [file for file, caption in captions.items() if not caption.is_file()]
+        if len(alone) == len(files):
             raise ValueError(
                 f'{self.folder} has no {METADATA}: write lines such as {{"file_name": "a.png", "text": "..."}}, or '
                 f"beside each picture its caption, a{SIDECAR} of a.png"
             )
-        if alone := [file for file in files if not file.with_suffix(SIDECAR).is_file()]:
+        if alone:
             raise ValueError(f"{self.folder}: there is no {SIDECAR} file with a caption beside {self._named(alone)}")
-        said = {file: _text(file.with_suffix(SIDECAR)).strip() for file in files}
-        if empty := [file for file, text in said.items() if not text]:
-            raise ValueError(f"{self.folder}: the captions of {self._named(empty)} are empty: write what they show")
+        said = {file: _text(caption).strip() for file, caption in captions.items()}
+        if empty := [captions[file] for file, text in said.items() if not text]:
+            raise ValueError(f"{self.folder}: {self._named(empty)} are empty: write what their pictures show")
+        if twice := [file for one, file in pairwise(files) if captions[one] == captions[file]]:
+            raise ValueError(f"{self.folder}: {self._named(twice)} share a caption with another picture: rename them")
         return [Picture(file, text, {}) for file, text in said.items()]
 
     def _named(self, paths: Sequence[Path]) -> str:
@@ -153,12 +155,15 @@ class ImageFolder(Sequence[Picture]):
 
 def captioned(folder: Path) -> bool:
     """Are there captions: the metadata, or a text file beside a picture?"""
-    beside = any(file.with_suffix(SIDECAR).is_file() for file in _pictures(folder))
-    return beside or (folder / METADATA).is_file()
+    if (folder / METADATA).is_file():
+        return True
+    return any(file.with_suffix(SIDECAR).is_file() for file in pictures_in(folder))
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder and below it, by name; none that is hidden, or in a hidden folder."""
+    files = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES)
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def _text(path: Path) -> str:

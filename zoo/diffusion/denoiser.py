@@ -101,7 +101,8 @@ class Denoiser(nn.Module):
             ValueError: the output does not have the shape that the denoiser's settings say.
         """
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
-        times = ROUNDING[self.times](torch.as_tensor(t, dtype=torch.float32)).to(x.device).expand(x.shape[0])
+        times = ROUNDING[self.times](torch.as_tensor(t, dtype=torch.float32))
+        times = _placed(times, x.device, torch.float32).expand(x.shape[0])
         output = self.network(x.to(dtype), times, cast(conditioning, x.device, dtype)).to(x.dtype)
         shape = list(x.shape)
         if self.learns_variance:
@@ -134,8 +135,8 @@ class Denoiser(nn.Module):
 
     def levels(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at times t ([batch] or one number), in the type of x and broadcastable to it."""
-        alpha, sigma = self.schedule.at(t)
-        return per_sample(alpha.to(x.device, x.dtype), x), per_sample(sigma.to(x.device, x.dtype), x)
+        alpha, sigma = (per_sample(_placed(level, x.device, x.dtype), x) for level in self.schedule.at(t))
+        return alpha, sigma
 
     def log_variance(
         self, values: Tensor | None, x: Tensor, t: Tensor | float, s: float | None = None
@@ -143,7 +144,8 @@ class Denoiser(nn.Module):
         """log variance of the reverse step t -> s, broadcastable to x; None for the posterior's own ("fixed_small")."""
         if self.variance in ("learned", "fixed_small"):
             return values
-        small, large = (per_sample(bound.to(x.device, x.dtype), x) for bound in self.log_variance_bounds(t, s))
+        bounds = self.log_variance_bounds(t, s)
+        small, large = (per_sample(_placed(bound, x.device, x.dtype), x) for bound in bounds)
         return large if values is None else torch.lerp(small, large, (values + 1) / 2)
 
     def log_variance_bounds(self, t: Tensor | float, s: float | None = None) -> tuple[Tensor, Tensor]:
@@ -158,6 +160,13 @@ class Denoiser(nn.Module):
         start, end = torch.where(end < 0, 1.0, t), end.clamp(min=0)
         small = _betas(self.schedule, start, end) * (self.schedule.at(end)[1] / self.schedule.at(start)[1]) ** 2
         return small.log(), large.log()
+
+
+def _placed(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Numbers on a device. A single one is filled in: to copy it would wait for all that the device has yet to do."""
+    if values.dim() or values.device == device:
+        return values.to(device, dtype)
+    return torch.full((), values.to(dtype).item(), device=device, dtype=dtype)
 
 
 def _betas(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

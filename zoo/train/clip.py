@@ -136,6 +136,9 @@ class ClipTask(Task[ClipRecipe]):
             return {}
         return {kind: name for kind, name in tensors.spaces(self.recipe.init / FILE).items() if kind == "text"}
 
+    def recompute(self, model: nn.Module) -> int:
+        return 0  # its attention is computed by a kernel that is chosen for the forward pass alone
+
     def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
         raise TrainingError(
             "CLIP compares every caption of a batch with every picture: train it in one process, with accumulate = 1"

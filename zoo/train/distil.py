@@ -104,8 +104,8 @@ class LoraDistillation(Distillation[LoraT]):
         inject(self.taught.denoiser.network, self.fresh, "student")
         return self.fresh
 
-    def learning(self, model: nn.Module) -> list[nn.Module]:
-        return [self.taught.denoiser]
+    def recompute(self, model: nn.Module) -> int:
+        return super().recompute(self.taught.denoiser)
 
     def follow(self, average: nn.Module) -> None:
         inject(self.taught.denoiser.network, cast(LoRA, average), "target")

@@ -86,6 +86,9 @@ class GanTask(PromptTask[GanRecipe]):
         """The generator alone: what is compiled has no second derivative, which the gradient penalty takes."""
         _generator(model).compile()
 
+    def recompute(self, model: nn.Module) -> int:
+        return 0  # a step computes with the discriminator's weights in two ways, and in the backward pass with one
+
     def rows(self, rows: Array, rng: np.random.Generator) -> Batch:
         batch = super().rows(rows, rng)
         images = torch.from_numpy(picked(self.scenes.images, rows))

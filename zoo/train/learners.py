@@ -7,9 +7,11 @@ DALL-E 2's diffusion prior, decoder and upsamplers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from zoo.cascade import Stage, condition, shrunk
@@ -20,7 +22,7 @@ from zoo.dalle2.prior import DiffusionPrior
 from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser
 from zoo.imagen.parts import CascadeDecoder, PixelGenerator
-from zoo.interface import Conditioning, TextFeatures
+from zoo.interface import Conditioning, Representation, TextFeatures
 from zoo.pipeline import ImageEncoder, Pipeline
 from zoo.stable_diffusion.parts import LatentGenerator
 
@@ -118,22 +120,25 @@ def _prior(pipe: Pipeline) -> list[Learner]:
 
 
 def _unclip(pipe: Pipeline) -> list[Learner]:
-    """The network that decodes CLIP embeddings, told that of each picture; pictures are kept as they are for it."""
+    """The network that decodes CLIP embeddings, told that of each picture; kept are small pictures and embeddings."""
     decoder, clip = pipe.decoder, pipe.image_encoder
     if not isinstance(decoder, UnclipDecoder):
         return []
+    shape = (3, *decoder.config.resolution)
 
     def represent(images: Tensor) -> Tensor:
         if clip is None:
             raise ValueError(f"{pipe.name} came without the CLIP whose embeddings its decoder is told")
-        return images
+        small = shrunk(images * 2 - 1, decoder.factor)
+        return torch.cat([small.flatten(1), clip.encode(images).data.to(small)], dim=1)
 
     def null(text: TextFeatures) -> Conditioning:
         return decoder.condition(None, text)
 
     def told(data: Tensor, text: TextFeatures) -> tuple[Tensor, Conditioning]:
-        assert clip is not None  # or nothing would be kept
-        return shrunk(data * 2 - 1, decoder.factor), decoder.condition(clip.encode(data), text)
+        small, seen = data.tensor_split([math.prod(shape)], dim=1)
+        embedding = Representation(seen, decoder.needs.kind, decoder.needs.space)
+        return small.unflatten(1, shape), decoder.condition(embedding, text)
 
     return [Learner(STAGE, "decoder", decoder.denoiser, represent, told, null)]
 

@@ -34,7 +34,6 @@ from zoo.train.log import Log, StopSignals
 from zoo.train.optimise import Ema, learning_rate
 from zoo.train.precision import in_half
 from zoo.train.recipe import Recipe
-from zoo.train.recompute import recompute
 from zoo.train.task import Batch, Metrics, Task
 
 STORY = "training.json"  # beside the exported weights: how they came to be
@@ -82,8 +81,8 @@ def _train(kind: type[Task[Recipe]], recipe: Recipe, place: torch.device, resume
         _announce(recipe, state, place, ranks, sum(p.numel() for p in model.parameters()))
     if recipe.compile:
         task.compile(model)
-    if recipe.recompute and not sum(map(recompute, task.learning(model))):
-        raise TrainingError(f"{recipe.part} has no blocks to compute again: remove recompute = true")
+    if recipe.recompute and not task.recompute(model):
+        raise TrainingError(f"{recipe.part} has no blocks that can be computed again: remove recompute = true")
 
     started = time.monotonic() - state.seconds
     figures: dict[str, float] = {}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adapt import active
-from zoo.data.folder import METADATA, SIDECAR, SUFFIXES, ImageFolder, captioned
+from zoo.data.folder import METADATA, SIDECAR, SUFFIXES, ImageFolder, captioned, pictures_in
 from zoo.data.folder import Picture as Captioned
 from zoo.diffusion import draws
 from zoo.diffusion.denoiser import Denoiser
@@ -98,8 +98,8 @@ class AdapterTask(Task[AdapterRecipe]):
     def build(self) -> nn.Module:
         return self.trained.model
 
-    def learning(self, model: nn.Module) -> list[nn.Module]:
-        return [network.module for network in self.pipe.adaptable().values()]
+    def recompute(self, model: nn.Module) -> int:
+        return sum(super(AdapterTask, self).recompute(network.module) for network in self.pipe.adaptable().values())
 
     def start(self, model: nn.Module, folder: Path) -> None:
         self.trained.begin(folder)
@@ -265,8 +265,7 @@ def read(folder: Path, prompt: str | None, side: int) -> tuple[list[str], Array]
             )
         pictures = list(ImageFolder(folder))
     else:
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        pictures = [Captioned(file, prompt, {}) for file in files if file.suffix.lower() in SUFFIXES]
+        pictures = [Captioned(file, prompt, {}) for file in pictures_in(folder)]
         if not pictures:
             raise ValueError(f"there are no pictures in {folder} (known are {', '.join(SUFFIXES)})")
     return [picture.text for picture in pictures], np.stack([picture.pixels(side) for picture in pictures])

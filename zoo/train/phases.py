@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -55,19 +54,13 @@ class PhasesTask(LoraDistillation[PhasesRecipe]):
         """The teacher alone, which most of the time is spent on."""
         super().compile(self.teacher)
 
-    def batch(self, step: int, rng: np.random.Generator) -> Batch:
-        """The same phase for all, and for all processes that share the batch, since some take longer than others."""
-        batch = super().batch(step, rng)
-        phase, own = int(rng.integers(len(self.walks))), bool(rng.random() < self.recipe.own)
-        size = (self.recipe.batch,)
-        return batch | {"phase": torch.full(size, phase), "own": torch.full(size, own)}
-
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         x0, text = self.clean(batch)
-        phase, source = int(batch["phase"][0]), torch.default_generator  # the CPU's, which the loop has seeded
-        if bool(batch["own"][0]):
-            noise = draws.randn(x0.shape, source).to(x0)
-            x = led(self.student, noise, text, self.walks[:phase])
+        source = torch.default_generator  # the CPU's, which the loop has seeded for this step
+        # One phase for the whole batch, whoever shares it, since some take longer than others.
+        phase, own = int(torch.randint(len(self.walks), ())), bool(torch.rand(()) < self.recipe.own)
+        if own:
+            x = led(self.student, draws.randn(x0.shape, source).to(x0), text, self.walks[:phase])
         else:
             x = noised(x0, self.walks[phase], source)
         walk, huber = self.walks[phase], self.recipe.huber

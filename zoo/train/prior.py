@@ -300,7 +300,10 @@ class OneStepPriorTask(PriorTask[OneStepPriorRecipe]):
         return network
 
     def share(self, batch: Batch, rank: int, ranks: int) -> Batch:
-        raise TrainingError("a one-step prior contrasts every text of a batch with every embedding: use one process")
+        raise TrainingError(
+            "a one-step prior contrasts every text of a batch with every embedding: train it in one process, with "
+            "accumulate = 1"
+        )
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         given, text = self.clean(batch)

@@ -21,9 +21,13 @@ from zoo.nn.resnet import ResidualBlock
 from zoo.nn.text import TextAttention
 from zoo.nn.transformer import TransformerBlock
 
-BLOCKS = (  # the last one: of transformers' own networks, CLIP and T5
-    *(ResidualBlock, TransformerBlock, ImageAttention, TextAttention, CausalBlock),
-    GradientCheckpointingLayer,
+BLOCKS = (
+    ResidualBlock,
+    TransformerBlock,
+    ImageAttention,
+    TextAttention,
+    CausalBlock,
+    GradientCheckpointingLayer,  # of transformers' networks
 )
 
 
@@ -32,7 +36,7 @@ def recompute(network: nn.Module) -> int:
     found = [module for module in network.modules() if isinstance(module, BLOCKS)]
     for module in found:
         # A method bound to its module, so that a copy of the network calls its own.
-        module.forward = MethodType(_recomputed, module)
+        module.forward = MethodType(_recomputed, module)  # type: ignore[method-assign]
     return len(found)
 
 
@@ -46,4 +50,4 @@ def _recomputed(module: nn.Module, *inputs: object, **named: object) -> Tensor:
     def run(*again: object) -> Tensor:
         return cast(Tensor, context.copy().run(forward, module, *again, **named))
 
-    return cast(Tensor, checkpoint(run, *inputs, use_reentrant=False))
+    return checkpoint(run, *inputs, use_reentrant=False)

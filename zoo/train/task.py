@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.train import TrainingError
 from zoo.train.recipe import Recipe, RecipeT
+from zoo.train.recompute import recompute
 
 Batch: TypeAlias = dict[str, Tensor]
 Metrics: TypeAlias = dict[str, Tensor]
@@ -88,9 +89,9 @@ class Task(ABC, Generic[RecipeT]):
         """What the recipe's learning rate is multiplied by for the model's parameter of this name."""
         return 1.0
 
-    def learning(self, model: nn.Module) -> list[nn.Module]:
-        """The networks that gradients go through: what is trained, and what it is trained within."""
-        return [model]
+    def recompute(self, model: nn.Module) -> int:
+        """Have the blocks that gradients go through recomputed; returns how many there are."""
+        return recompute(model)
 
     def compile(self, model: nn.Module) -> None:
         """Compile, in place, what `loss` calls.

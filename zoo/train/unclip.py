@@ -66,6 +66,8 @@ class UnclipRecipe(Denoising, TextRecipe):
     def _fits(self) -> Self:
         if self.model.context_width is None:
             raise ValueError("model.context_width, the width of the tokens that the U-Net attends to, is missing")
+        if self.noise and not self.reads:
+            raise ValueError("noise is for embeddings beside captions, and reads = false: leave it out")
         if self.data.size % SIDE:
             raise ValueError(f"data.size = {self.data.size}, but the checker judges pictures of multiples of {SIDE}")
         if self.data.size % (self.factor * self.model.downsampling):
