@@ -29,9 +29,9 @@ MODELS = sorted(path.parent.name for path in SHIPPED.glob("*/config.json") if pa
 STEP = 1 / 255 + 1e-6
 LEAST = {  # overall scores in English: of what shipped last, but for what is within its error
     "stable-diffusion-small": {"seen": 0.90, "held_out": 0.80},
-    "stable-diffusion-small-lcm": {"seen": 0.75, "held_out": 0.70},
+    "stable-diffusion-small-lcm": {"seen": 0.75, "held_out": 0.74},
     "imagen-small": {"seen": 0.90, "held_out": 0.76},
-    "dalle2-small": {"seen": 0.70, "held_out": 0.42},
+    "dalle2-small": {"seen": 0.77, "held_out": 0.57},
 }
 RIGHT = {"stable-diffusion-small": 14, "stable-diffusion-small-lcm": 11, "imagen-small": 11, "dalle2-small": 9}  # of 16
 ADAPTERS = {"stable-diffusion-small": {"creatures", "four-steps", "p7"}, "imagen-small": {"creatures"}}
