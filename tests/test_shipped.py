@@ -90,7 +90,9 @@ def test_the_best_of_eight_by_clip_is_better_than_any(name: str) -> None:
     rerank: Any = configs.read(SHIPPED / name).results["rerank"]
     assert (rerank["prompts"], rerank["candidates"]) == (100, 8)
     low, high = rerank["gain_interval"]
-    assert low > 0 or (name == "imagen-small" and high > 0.05)  # of Imagen, 100 prompts do not tell
+    assert rerank["best"] > rerank["one"]
+    # The more of a model's pictures are right, the less there is to gain: there, 100 prompts do not tell.
+    assert low > 0 or (name in ("imagen-small", "dalle2-small") and high > 0.05)
 
 
 def test_decoders_lose_little() -> None:
