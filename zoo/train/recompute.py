@@ -1,7 +1,7 @@
 """Activations that are computed again in the backward pass, not kept for it (arXiv 1604.06174).
 
 Of a block only what goes in is kept, so that memory grows with the number of blocks, not of their layers; each block is
-computed once more, about a third of a step. The results are the same.
+computed once more, a third of a step at most. The results are the same.
 """
 
 from __future__ import annotations
