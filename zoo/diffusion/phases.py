@@ -19,7 +19,7 @@ from zoo.diffusion import draws
 from zoo.diffusion.consistency import distance
 from zoo.diffusion.denoiser import Denoiser
 from zoo.diffusion.guidance import guided
-from zoo.diffusion.samplers import find_sampler
+from zoo.diffusion.samplers import find_sampler, transfer
 from zoo.diffusion.schedule import Schedule
 from zoo.diffusion.spacing import Grid, make_grid
 from zoo.interface import Conditioning, Sampling
@@ -56,8 +56,8 @@ def led(student: Denoiser, noise: Tensor, conditioning: Conditioning, walks: Seq
     """Where the student's own steps lead from pure noise [batch, ...], one through each phase of `walks`."""
     x = noise
     for walk in walks:
-        ratio, gain = _step(walk)
-        x = ratio * x + gain * student.predict(x, float(walk.t[0]), conditioning).x0.to(x)
+        begin, end = walk.points[0], walk.points[-1]
+        x = transfer(x, student.predict(x, begin.t, conditioning).x0.to(x), begin, end)
     return x
 
 
@@ -82,15 +82,10 @@ def loss(
     with torch.no_grad():
         predict = guided(teacher, conditioning, null, sampling)
         *_, last = find_sampler(sampling.sampler)(predict, x, walk, _no_noise)
-        ratio, gain = _step(walk)
-        aim = (last.x - ratio * x) / gain
-    return distance((student.predict(x, float(walk.t[0]), conditioning).x0 - aim).float(), huber)
-
-
-def _step(walk: Grid) -> tuple[float, float]:
-    """What one deterministic step through the phase keeps of the state, and takes of the clean estimate."""
-    ratio = float(walk.sigma[-1] / walk.sigma[0])
-    return ratio, float(walk.alpha[-1]) - float(walk.alpha[0]) * ratio
+        begin, end = walk.points[0], walk.points[-1]
+        ratio = end.sigma / begin.sigma
+        aim = (last.x - ratio * x) / (end.alpha - begin.alpha * ratio)  # what `transfer` takes there
+    return distance((student.predict(x, begin.t, conditioning).x0 - aim).float(), huber)
 
 
 def _no_noise(step: int) -> Tensor:
