@@ -19,6 +19,8 @@ CHECKER = ("safety_checker", "feature_extractor")
 WATERMARK = "watermarker"  # DeepFloyd IF's, which is not read
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
+FOLDER = "is neither a folder here nor a hub repository that can be fetched"
+
 FoundT = TypeVar("FoundT")
 
 
@@ -38,18 +40,38 @@ def fetch(
     Raises:
         ValueError: there is no such repository or revision, or it cannot be had; the reason is told.
     """
+    return fetch_chosen(
+        repository, lambda names: needed(names, variant, safety_checker, without), revision=revision, otherwise=FOLDER
+    )
+
+
+def fetch_chosen(
+    repository: str,
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    *,
+    revision: str | None = None,
+    otherwise: str,
+) -> Path:
+    """The folder of a repository with those of its files that `choose` takes of their names; without network, or where
+    it takes none, what is kept of it.
+
+    Raises:
+        ValueError: as `asked`, or as `choose` does.
+    """
     from huggingface_hub import HfApi, constants, snapshot_download
 
     def there() -> list[str]:
         return list(HfApi().list_repo_files(repository, revision=revision))
 
-    patterns: list[str] | None = None
-    if not constants.HF_HUB_OFFLINE:
-        listed = asked(repository, there, fallback=[])
-        patterns = [glob.escape(name) for name in needed(listed, variant, safety_checker, without)] or None
-    if patterns is None:
-        return asked(repository, lambda: Path(snapshot_download(repository, revision=revision, local_files_only=True)))
-    return asked(repository, lambda: Path(snapshot_download(repository, revision=revision, allow_patterns=patterns)))
+    listed = [] if constants.HF_HUB_OFFLINE else asked(repository, there, fallback=[], otherwise=otherwise)
+    patterns = [glob.escape(name) for name in (choose(listed) if listed else ())] or None
+
+    def fetched() -> Path:
+        if patterns is None:
+            return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+    return asked(repository, fetched, otherwise=otherwise)
 
 
 def needed(
@@ -95,7 +117,7 @@ def asked(
     ask: Callable[[], FoundT],
     fallback: Any = None,
     *,
-    otherwise: str = "is neither a folder here nor a hub repository that can be fetched",
+    otherwise: str = FOLDER,
 ) -> FoundT:
     """What `ask` brings from a repository, or does with it.
 

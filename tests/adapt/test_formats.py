@@ -462,7 +462,7 @@ def test_hub_ids(good: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "good.safetensors").rename(tmp_path / "inner" / "style.safetensors")
 
     class Api:
-        def list_repo_files(self, repository: str) -> list[str]:
+        def list_repo_files(self, repository: str, revision: str | None) -> list[str]:
             return ["README.md", "style.safetensors"]
 
     def snapshot(repository: str, **_: object) -> str:
@@ -516,10 +516,10 @@ def test_of_a_repository_only_its_adapter_is_fetched(
     kept = repository / "snapshots" / ("a" * 40)
 
     class Api:
-        def list_repo_files(self, _: str) -> list[str]:
+        def list_repo_files(self, _: str, revision: str | None) -> list[str]:
             return [*ASIDE, *there]
 
-    def download(_: str, allow_patterns: list[str], local_files_only: bool) -> str:
+    def download(_: str, revision: str | None, allow_patterns: list[str], local_files_only: bool = False) -> str:
         assert not local_files_only
         (repository / "refs").mkdir(parents=True)
         (repository / "refs" / "main").write_text(kept.name)
@@ -541,7 +541,7 @@ def test_of_a_repository_only_its_adapter_is_fetched(
 
 def test_without_network_what_is_kept_of_a_repository_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Api:
-        def list_repo_files(self, _: str) -> list[str]:
+        def list_repo_files(self, _: str, revision: str | None) -> list[str]:
             raise OSError("no route to host")
 
     repository = tmp_path / "models--owner--style"
@@ -559,7 +559,7 @@ def test_without_network_what_is_kept_of_a_repository_serves(tmp_path: Path, mon
 
 def test_nothing_is_fetched_of_a_repository_of_several_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     class Api:
-        def list_repo_files(self, _: str) -> list[str]:
+        def list_repo_files(self, _: str, revision: str | None) -> list[str]:
             return ["a.safetensors", "b.safetensors", "c/d.safetensors"]
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

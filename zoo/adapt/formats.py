@@ -12,7 +12,6 @@ What a module is called in them is data that a part hands over (`zoo.interface.A
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import re
@@ -286,21 +285,14 @@ def _choose(source: str | Path, names: Sequence[str]) -> str:
 
 def _fetch(source: str) -> Path:
     """The file that `owner/name/file` names, or the folder of the one adapter of `owner/name`."""
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download
 
     owner, name, *inner = source.split("/")
     repository, otherwise = f"{owner}/{name}", "is neither a path here nor a LoRA on the hub"
-    there: list[str] = []  # as without network, where what is kept here has to do
-    if not inner and not constants.HF_HUB_OFFLINE:
-        there = hub.asked(source, lambda: HfApi().list_repo_files(repository), fallback=[], otherwise=otherwise)
-    wanted = [glob.escape(file) for file in _needed(source, there)] if there else None
-
-    def fetch() -> str:
-        if inner:
-            return hf_hub_download(repository, "/".join(inner))
-        return snapshot_download(repository, allow_patterns=wanted, local_files_only=not there)
-
-    return Path(hub.asked(source, fetch, otherwise=otherwise))
+    if inner:
+        file = "/".join(inner)
+        return Path(hub.asked(source, lambda: hf_hub_download(repository, file), otherwise=otherwise))
+    return hub.fetch_chosen(repository, lambda names: _needed(source, names), otherwise=otherwise)
 
 
 def _needed(source: str, names: Sequence[str]) -> list[str]:
