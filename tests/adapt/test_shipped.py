@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from zoo.adapt.formats import locate, write
 from zoo.adapt.lora import LoRA, Target
 from zoo.adapt.prefix import Prefix
 from zoo.adapt.words import Word
+from zoo.app.draw import Wish, draw
 from zoo.app.models import Models
 from zoo.call.unmet import UnmetSettings
 from zoo.film import record
@@ -189,6 +191,25 @@ def test_a_call_with_other_settings_is_warned(run: Path) -> None:
     pipe.merge("few")
     with pytest.warns(UnmetSettings):
         pipe("a circle", **QUICK)
+
+
+def test_a_page_draws_as_they_are_made_for_unless_it_is_told_otherwise(run: Path) -> None:
+    made_for = with_settings(run)
+    made_for.load_lora("few")
+    page, told = Models(["spare"], device="cpu"), list[tuple[float, str]]()
+    wish = Wish(["spare"], ZIP, adapters={"few": ("few", 1.0)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnmetSettings)
+        (drawn,) = draw(page, wish, lambda share, what: told.append((share, what)))
+    expected = made_for(ZIP, n=1, progress=False, adapters={"few": 1.0}, **made_for.adapters()["few"].settings)
+    assert torch.equal(drawn.result.tensor, expected.tensor)
+    assert told[-1] == (1.0, "spare: latent, step 2")
+    with pytest.warns(UnmetSettings):
+        (drawn,) = draw(page, replace(wish, steps=1, sampler="euler"))
+    assert (drawn.result.settings["steps"], drawn.result.settings["sampler"]) == (1, "euler")
+    assert drawn.result.settings["interval"] == [1, 9.0]
+    (drawn,) = draw(page, replace(wish, adapters={"few": ("few", 0.0)}))
+    assert drawn.result.settings["steps"] == made_for.defaults.steps, "it does not act"
 
 
 def test_a_comparison_and_a_film_go_on_where_settings_are_others(run: Path) -> None:

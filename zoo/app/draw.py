@@ -28,7 +28,7 @@ Tell: TypeAlias = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Wish:
-    """What a visitor asks for. None leaves a setting to each model."""
+    """What a visitor asks for. None leaves a setting to each model, or to the adapters that are made for another."""
 
     models: Sequence[str]
     prompt: str = ""
@@ -77,19 +77,17 @@ def draw(models: Models, wish: Wish, tell: Tell = lambda share, what: None) -> l
 
 
 def _drawn(pipe: Pipeline, name: str, wish: Wish, tell: Tell) -> Drawing:
-    settings: dict[str, Any] = {
+    sampling = _sampling(pipe, wish)
+    settings: dict[str, Any] = sampling | {
         "n": wish.n,
         "seed": wish.seed,
-        "sampler": wish.sampler or None,
-        "steps": wish.steps,
-        "guidance": wish.guidance,
         "negative": wish.negative or None,
         "image": None if wish.image is None else own_pixels(wish.image, pipe.size),
         "mask": wish.mask,
         "strength": None if wish.image is None else wish.strength,
         "adapters": {given: strength for given, (_, strength) in wish.adapters.items()},
         "progress": False,
-        "callback": _counting(pipe, name, wish, tell),
+        "callback": _counting(pipe, name, wish, sampling.get("steps", pipe.defaults.steps), tell),
     }
     began = time.perf_counter()
     if wish.film:
@@ -99,14 +97,23 @@ def _drawn(pipe: Pipeline, name: str, wish: Wish, tell: Tell) -> Drawing:
     return Drawing(name, result, films, time.perf_counter() - began, _unknown(pipe, [wish.prompt, wish.negative]))
 
 
+def _sampling(pipe: Pipeline, wish: Wish) -> dict[str, Any]:
+    """What is asked for, and else what the adapters that act are made for."""
+    status, settings = pipe.adapters(), dict[str, Any]()
+    for name, (_, strength) in wish.adapters.items():
+        settings |= status[name].settings if strength else {}
+    asked = {"sampler": wish.sampler or None, "steps": wish.steps, "guidance": wish.guidance}
+    return settings | {setting: value for setting, value in asked.items() if value is not None}
+
+
 def _unknown(pipe: Pipeline, texts: Sequence[str]) -> list[str]:
     tokenizer = getattr(pipe.text_encoder, "tokenizer", None)
     return [word for text in texts for word in tokenizer.strangers(text)] if isinstance(tokenizer, Tokenizer) else []
 
 
-def _counting(pipe: Pipeline, name: str, wish: Wish, tell: Tell) -> Callable[[str, Step], None]:
+def _counting(pipe: Pipeline, name: str, wish: Wish, steps: int, tell: Tell) -> Callable[[str, Step], None]:
     stages = pipe.decoder.defaults.values() if isinstance(pipe.decoder, Staged) else ()
-    each = (wish.steps or pipe.defaults.steps) + sum(stage.steps for stage in stages)
+    each = steps + sum(stage.steps for stage in stages)
     total = each * (wish.n if wish.film else 1)  # films are of one picture at a time
     done = 0
 
