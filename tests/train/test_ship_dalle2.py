@@ -19,9 +19,10 @@ from torch.nn import functional as F
 import zoo
 from tests.dalle2.unclip import write_clip
 from zoo import config as configs
-from zoo import weights
+from zoo import tensors, weights
 from zoo.cascade import Stage
 from zoo.clip import Clip
+from zoo.config import AdapterConfig
 from zoo.dalle2 import interpolate, invert, regenerate, text_diff, variations
 from zoo.dalle2.decoder import UnclipDecoder
 from zoo.diffusion.noise import GivenNoise, ImageNoise
@@ -120,6 +121,26 @@ def ship(runs: Path, shelf: Path, **more: object) -> ShipRecipe:
 @pytest.fixture(scope="module")
 def shipped(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assemble(ship(runs, tmp_path_factory.mktemp("shelf")))
+
+
+def test_adapters_of_what_stays_outlast_a_new_cascade(runs: Path, tmp_path: Path) -> None:
+    enlarger(runs, tmp_path)
+    folder, told = tmp_path / "imagen-tiny", {}
+    for name, said in (
+        ("style", {"parts": "unet"}),
+        ("sharp", {"parts": "unet,super-resolution"}),
+        ("word", {"kind": "word"}),
+    ):
+        file = f"adapters/{name}/lora.safetensors"
+        tensors.write(folder / file, {"stem.down": torch.zeros(1)}, metadata={"format": "zoo", "kind": "lora"} | said)
+        told[name] = AdapterConfig(summary="", prompt="", files={file: sha256(folder / file)}, training={})
+    weights.write_config(folder, configs.read(folder).model_copy(update={"adapters": told}))
+    base, run = {"base": "imagen-tiny"}, runs / "super-resolution" / "final"
+    parts = {"text_encoder": base, "generator": base, "decoder": {"kind": "cascade", "run": run}}
+    said = {"name": "imagen-tiny", "family": "Imagen", "summary": "", "out": tmp_path, "resolution": (64, 64)}
+    assemble(ShipRecipe.model_validate(said | parts), ["decoder"])
+    assert configs.read(folder).adapters == {name: told[name] for name in ("style", "word")}
+    assert {path.name for path in (folder / "adapters").iterdir()} == {"style", "word"}
 
 
 def files(folder: Path) -> set[str]:

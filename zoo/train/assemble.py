@@ -16,6 +16,7 @@ from zoo.adapt.files import LORA
 from zoo.atomic import replacing
 from zoo.clip import Clip
 from zoo.config import AdapterConfig, ModelConfig, PartConfig, Role
+from zoo.imagen.parts import CascadeConfig
 from zoo.train.loop import STORY, cost
 from zoo.train.model_recipe import WORDS, ShipRecipe, Source
 
@@ -57,8 +58,7 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
         varied = recipe.variants.get(role, {})
         variants[role] = {name: _part(folder, role, one, recipe.dtype, name) for name, one in varied.items()}
         parts[role] = variants[role][source] if isinstance(source, str) else _part(folder, role, source, recipe.dtype)
-    # Adapters were made for the model of before; a VAE only shows what they help to make, and may be another one.
-    fits = {"text_encoder", "generator"} <= {*kept} and parts["decoder"].kind == "vae"
+    adapters = {} if before is None else _outlasting(folder, before.adapters, kept, parts["decoder"])
     looks = parts["text_encoder"] if recipe.image_encoder else None
     config = ModelConfig.model_validate(
         {
@@ -66,16 +66,37 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
             **parts,
             "variants": {role: varied for role, varied in variants.items() if varied},
             "image_encoder": looks and looks.model_copy(update={"kind": "clip", "arguments": {}}),
-            "adapters": before.adapters if before is not None and fits else {},
+            "adapters": adapters,
             "training": training(recipe, before, kept),
             "results": _of(kept, before.results) if before is not None else {},
         }
     )
     weights.write_config(folder, config)
-    if not fits:
-        shutil.rmtree(folder / configs.ADAPTERS, ignore_errors=True)
+    for place in (folder / configs.ADAPTERS).glob("*"):
+        if place.name not in adapters:
+            shutil.rmtree(place)
     tell_sharers(folder.parent, folder.name)
     return folder
+
+
+def _outlasting(
+    folder: Path, adapters: Mapping[str, AdapterConfig], kept: Collection[Role], decoder: PartConfig
+) -> dict[str, AdapterConfig]:
+    """The adapters that act on parts which stay.
+
+    A VAE only shows what they help to make, and may be another one; so may a cascade, of which some are made, too.
+    """
+    if not {"text_encoder", "generator"} <= {*kept} or decoder.kind not in ("vae", "cascade"):
+        return {}
+    stages = CascadeConfig.model_validate(decoder.arguments).stages if decoder.kind == "cascade" else ()
+    names = {stage.name for stage in stages}
+    return {name: one for name, one in adapters.items() if not names & _adapted(folder, one)}
+
+
+def _adapted(folder: Path, adapter: AdapterConfig) -> set[str]:
+    """The names of the networks that an adapter's files act on."""
+    said = [tensors.metadata(folder / file) for file in adapter.files]
+    return {name for one in said for name in (*one.get("parts", "").split(","), one.get("part", ""))}
 
 
 def _check_sources(recipe: ShipRecipe, kept: Collection[Role], before: ModelConfig | None) -> None:
