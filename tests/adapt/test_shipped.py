@@ -24,9 +24,10 @@ from zoo.app.models import Models
 from zoo.call.unmet import UnmetSettings
 from zoo.film import record
 from zoo.pipeline import Pipeline
-from zoo.train.loop import STORY
+from zoo.train.loop import STORY, begun_with
 from zoo.train.methods import BASE, goes_with, weights_of, write_base
 from zoo.train.model_recipe import Adapter, ShipRecipe
+from zoo.train.recipe import Recipe
 from zoo.train.ship import add_adapters
 
 ZIP = "a Zip circle"
@@ -191,6 +192,16 @@ def test_a_call_with_other_settings_is_warned(run: Path) -> None:
     pipe.merge("few")
     with pytest.warns(UnmetSettings):
         pipe("a circle", **QUICK)
+
+
+def test_training_goes_on_from_what_ships_and_tells_what_that_had_cost(run: Path, tmp_path: Path) -> None:
+    folder = added(run)
+    said = {"part": "adapter", "steps": 1, "out": tmp_path / "more", "init": folder / "adapters" / "zip"}
+    cost = {"step": 3, "images": 24, "minutes": 0.5}
+    assert begun_with(Recipe.model_validate(said)) == cost
+    assert begun_with(Recipe.model_validate(said | {"init": run})) == cost
+    for other in ({"init": None}, {"part": "unet"}, {"init": folder}, {"init": tmp_path / "adapters" / "zip"}):
+        assert begun_with(Recipe.model_validate(said | other)) == {}
 
 
 def test_a_page_draws_as_they_are_made_for_unless_it_is_told_otherwise(run: Path) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from zoo import config as configs
 from zoo.atomic import replacing, restore
 from zoo.diffusion import draws
 from zoo.train import Summary, TrainingError, checkpoint, optimise
@@ -307,15 +308,30 @@ def _export(task: Task[Recipe], ema: Ema, recipe: Recipe, summary: Summary) -> N
     with replacing(summary.folder) as folder:
         folder.mkdir()
         task.export(ema.model.cpu().to(memory_format=torch.contiguous_format), folder)
-        story = asdict(summary) | {"folder": None, "before": _before(recipe), "recipe": recipe.model_dump(mode="json")}
+        story = asdict(summary) | {
+            "folder": None,
+            "before": begun_with(recipe),
+            "recipe": recipe.model_dump(mode="json"),
+        }
         story |= {"torch": torch.__version__, "machine": f"{platform.machine()}, {task.device.type}"}
         (folder / STORY).write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _before(recipe: Recipe) -> dict[str, float]:
-    """What the weights that the run began with had cost; nothing if they were random, or nobody told."""
-    story = recipe.init and recipe.init / STORY
-    return cost(json.loads(story.read_text("utf-8"))) if story and story.is_file() else {}
+def begun_with(recipe: Recipe) -> dict[str, float]:
+    """What the weights that the run begins with had cost; nothing if they are random, or nobody told.
+
+    A run tells it itself; of an adapter that comes with a model, the model does.
+    """
+    init = recipe.init
+    if init is None:
+        return {}
+    if (init / STORY).is_file():
+        return cost(json.loads((init / STORY).read_text("utf-8")))
+    model = init.absolute().parent.parent
+    if init.absolute().parent.name != configs.ADAPTERS or not (model / configs.FILE).is_file():
+        return {}
+    told = configs.read(model).adapters.get(init.name)
+    return cost(cast(dict[str, Any], told.training[recipe.part])) if told and recipe.part in told.training else {}
 
 
 def cost(story: Mapping[str, Any]) -> dict[str, float]:
