@@ -31,7 +31,7 @@ LEAST = {  # overall scores in English: of what shipped last, but for what is wi
     "stable-diffusion-small": {"seen": 0.90, "held_out": 0.80},
     "stable-diffusion-small-lcm": {"seen": 0.75, "held_out": 0.74},
     "imagen-small": {"seen": 0.90, "held_out": 0.76},
-    "dalle2-small": {"seen": 0.77, "held_out": 0.57},
+    "dalle2-small": {"seen": 0.80, "held_out": 0.65},
 }
 RIGHT = {"stable-diffusion-small": 14, "stable-diffusion-small-lcm": 11, "imagen-small": 11, "dalle2-small": 9}  # of 16
 ADAPTERS = {"stable-diffusion-small": {"creatures", "four-steps", "p7"}, "imagen-small": {"creatures"}}
@@ -92,7 +92,7 @@ def test_the_best_of_eight_by_clip_is_better_than_any(name: str) -> None:
     low, high = rerank["gain_interval"]
     assert rerank["best"] > rerank["one"]
     # The more of a model's pictures are right, the less there is to gain: there, 100 prompts do not tell.
-    assert low > 0 or (name in ("imagen-small", "dalle2-small") and high > 0.05)
+    assert low > 0 or (name == "imagen-small" and high > 0.05)
 
 
 def test_decoders_lose_little() -> None:
