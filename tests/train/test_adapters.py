@@ -29,9 +29,8 @@ def test_what_a_run_left_is_opened_and_compared(
         adapters.opened(final, "mine")
     with pytest.raises(ValueError, match="holds no adapters: give the folder `final`"):
         adapters.opened(final.parent, "mine")
-    (final / "training.json").write_text(
-        json.dumps({"recipe": {"model": "tiny"}, "images": 6, "minutes": 0.5}), "utf-8"
-    )
+    story = {"recipe": {"model": "tiny"}, "step": 3, "images": 6, "minutes": 0.5}
+    (final / "training.json").write_text(json.dumps(story), "utf-8")
     one = adapters.opened(final, "mine", device="cpu")
     assert one.settings == {"adapters": {"lora": 1.0}}
     assert one.bytes == (final / "lora.safetensors").stat().st_size

@@ -34,7 +34,9 @@ def runs(shelf: Path, tmp_path: Path) -> dict[str, Path]:
         if method != "lora":
             prefix.save(final / "prefix.safetensors", "unet", torch.float16)
         recipe = {"model": "tiny", "method": method, "pictures": f"examples/{about}"}
-        (final / "training.json").write_text(json.dumps({"recipe": recipe, "images": 6, "minutes": 2.6}), "utf-8")
+        story = {"recipe": recipe, "step": 3, "images": 6, "minutes": 2.1}
+        story |= {"before": {"step": 2, "images": 4, "minutes": 0.5}}  # which its weights had cost already
+        (final / "training.json").write_text(json.dumps(story), "utf-8")
     return made
 
 
@@ -92,6 +94,6 @@ def test_what_is_no_lesson_is_refused(runs: dict[str, Path]) -> None:
         ({"method": "full"}, "it learned p7 by full"),
     ):
         recipe = {"model": "tiny", "method": "lora", "pictures": "examples/p7"} | change
-        story.write_text(json.dumps({"recipe": recipe, "minutes": 1.0}), "utf-8")
+        story.write_text(json.dumps({"recipe": recipe, "step": 3, "images": 6, "minutes": 1.0}), "utf-8")
         with pytest.raises(ValueError, match=said):
             lessons.measured([runs["p7-lora"]])

@@ -26,7 +26,7 @@ from zoo.tensors import sha256
 from zoo.train import marked
 from zoo.train.cache import fingerprint
 from zoo.train.command import mistakes_told
-from zoo.train.loop import STORY
+from zoo.train.loop import STORY, cost
 from zoo.train.methods import BASE, goes_with, weights_of
 
 SAVED, PAGE = Path("results") / "p7.json", Path("docs") / "adaptation.md"
@@ -105,9 +105,9 @@ def measured(
         )
         if name in found and found[name]["digest"] == digest:
             continue
-        said = {"images": 0, "minutes": 0.0} if folder is None else story_of(folder)
-        cost = {"bytes": one.bytes, "images": said["images"], "minutes": said["minutes"], "digest": digest}
-        row = cast(Row, cost | measure(one, sizes))
+        took = {"images": 0, "minutes": 0.0} if folder is None else cost(story_of(folder))
+        spent = {"bytes": one.bytes, "images": took["images"], "minutes": took["minutes"], "digest": digest}
+        row = cast(Row, spent | measure(one, sizes))
         found = found | _read(saved, model, sizes) | {name: row}  # another process may have saved since
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)

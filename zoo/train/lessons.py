@@ -26,6 +26,7 @@ from zoo.train import marked
 from zoo.train.adapters import attach, files_of, opened, story_of
 from zoo.train.cache import fingerprint
 from zoo.train.command import mistakes_told
+from zoo.train.loop import cost
 from zoo.train.methods import weights_of
 
 SAVED, PAGE = Path("results") / "lessons.json", Path("docs") / "adaptation.md"
@@ -61,7 +62,7 @@ def measured(folders: Sequence[Path], steps: int | None = None, saved: Path | No
             raise ValueError(f"{folder} is no lesson by an adapter: it learned {lesson} by {method}")
         if (lesson, method) in entered:
             raise ValueError(f"{folder} and {entered[lesson, method][0]} both learned {lesson} by {method}: give one")
-        entered[lesson, method] = folder, said["minutes"]
+        entered[lesson, method] = folder, cost(said)["minutes"]
     known = _read(saved)
     for (lesson, method), (folder, minutes) in entered.items():
         one = opened(folder, folder.parent.name)
