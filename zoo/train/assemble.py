@@ -74,7 +74,7 @@ def assemble(recipe: ShipRecipe, only: Collection[Role] = configs.ROLES) -> Path
     weights.write_config(folder, config)
     for place in (folder / configs.ADAPTERS).glob("*"):
         if place.name not in adapters:
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)
     tell_sharers(folder.parent, folder.name)
     return folder
 
@@ -86,11 +86,14 @@ def _outlasting(
 
     A VAE only shows what they help to make, and may be another one; so may a cascade, of which some are made, too.
     """
-    if not {"text_encoder", "generator"} <= {*kept} or decoder.kind not in ("vae", "cascade"):
+    if not {"text_encoder", "generator"} <= {*kept}:
         return {}
-    stages = CascadeConfig.model_validate(decoder.arguments).stages if decoder.kind == "cascade" else ()
-    names = {stage.name for stage in stages}
-    return {name: one for name, one in adapters.items() if not names & _adapted(folder, one)}
+    if decoder.kind == "vae":
+        return dict(adapters)
+    if decoder.kind == "cascade":
+        stages = {stage.name for stage in CascadeConfig.model_validate(decoder.arguments).stages}
+        return {name: one for name, one in adapters.items() if not stages & _adapted(folder, one)}
+    return {}
 
 
 def _adapted(folder: Path, adapter: AdapterConfig) -> set[str]:

@@ -327,10 +327,10 @@ def begun_with(recipe: Recipe) -> dict[str, float]:
         return {}
     if (init / STORY).is_file():
         return cost(json.loads((init / STORY).read_text("utf-8")))
-    model = init.absolute().parent.parent
-    if init.absolute().parent.name != configs.ADAPTERS or not (model / configs.FILE).is_file():
+    shelf = init.absolute().parent
+    if shelf.name != configs.ADAPTERS or not (shelf.parent / configs.FILE).is_file():
         return {}
-    told = configs.read(model).adapters.get(init.name)
+    told = configs.read(shelf.parent).adapters.get(init.name)
     return cost(cast(dict[str, Any], told.training[recipe.part])) if told and recipe.part in told.training else {}
 
 
